@@ -1,0 +1,150 @@
+"""The lab's items in the shape of the paper's vision-centric suite.
+
+CVBench-2D: count and relation. CVBench-3D: depth and distance. MMVP: pairs of pictures that differ in one thing, the
+same question, both must be right. NaturalBench: two pictures x two questions whose answers differ between the
+pictures, so that no answer given without looking earns a group.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from benchmarks.suites import Item
+from dpa.lab.language import QUESTIONS, Question
+from dpa.lab.world import COLOURS, COLUMNS, ROWS, SIZES, Scene, Thing, draw_scene, render
+
+SEED = 1_000_000
+NUM_SINGLE = 250  # items for each of count, relation, depth, distance
+NUM_PAIRS = 150  # as many as MMVP has
+NUM_GROUPS = 150
+
+
+def lab_items(folder: Path | None = None, *, single: int = NUM_SINGLE, pairs: int = NUM_PAIRS, groups: int = NUM_GROUPS) -> list[Item]:
+    """All items of the lab's vision-centric suite; with `folder`, their pictures are drawn there unless they are there."""
+    items: list[Item] = []
+    pictures: dict[str, Scene] = {}
+    for benchmark, tasks in (("CVBench-2D", ("count", "relation")), ("CVBench-3D", ("depth", "distance"))):
+        for task in tasks:
+            for index, scene, question in _balanced(task, single):
+                name = f"{task}_{index:04d}.png"
+                pictures[name] = scene
+                items.append(_item(benchmark, f"{task}-{index}", name, question, unit=f"{task}-{index}", task=task))
+    for index in range(pairs):
+        rng = random.Random(f"{SEED}-mmvp-{index}")
+        (first, second), (question, other) = _twins(rng)
+        for half, scene, asked in ((0, first, question), (1, second, other)):
+            name = f"mmvp_{index:04d}_{half}.png"
+            pictures[name] = scene
+            items.append(_item("MMVP", f"{2 * index + half + 1}", name, asked, unit=str(index), task=asked.kind))
+    for index in range(groups):
+        rng = random.Random(f"{SEED}-natural-{index}")
+        scenes, questions = _natural_group(rng)
+        for image, scene in enumerate(scenes):
+            name = f"natural_{index:04d}_{image}.png"
+            pictures[name] = scene
+            for number in (0, 1):
+                items.append(_item("NaturalBench", f"{index}-q{number}-i{image}", name, questions[number][image], unit=str(index), task="yes/no", slot=(number, image)))
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, scene in pictures.items():
+            if not (folder / name).is_file():
+                render(scene).save(folder / name)
+    return items
+
+
+def _item(benchmark: str, index: str, image: str, question: Question, *, unit: str, task: str, slot: tuple[int, int] = (0, 0)) -> Item:
+    return Item(benchmark, index, image, question.text, question.answer, question.options, unit, task, slot)
+
+
+def _balanced(task: str, number: int):
+    """`number` (index, scene, question) whose answers are spread evenly, so that no constant answer gains.
+
+    Where the options are fixed (count) each answer gets the same share; where they are two things, the right one is
+    named first in half of the items.
+    """
+    taken: dict[str, int] = {}
+    index = 0
+    for attempt in range(number * 200):
+        rng = random.Random(f"{SEED}-{task}-{attempt}")
+        scene = draw_scene(rng, repeat=0.6 if task == "count" else 0.25)
+        question = QUESTIONS[task](scene, rng)
+        if question is None:
+            continue
+        key = question.answer if task in ("count", "relation") else str(question.options.index(question.answer))
+        shares = 4 if task in ("count", "relation") else 2
+        if taken.get(key, 0) >= -(-number // shares):
+            continue
+        taken[key] = taken.get(key, 0) + 1
+        yield index, scene, question
+        index += 1
+        if index == number:
+            return
+    raise RuntimeError(f"the world gave only {index} of {number} {task} items")
+
+
+_CHANGES: dict[str, tuple[str, ...]] = {"colour": tuple(COLOURS), "size": SIZES, "row": ROWS, "column": COLUMNS}
+
+
+def _changed(scene: Scene, rng: random.Random) -> tuple[str, Thing, Scene, str] | None:
+    """(attribute, thing, twin scene, new value): the scene with one attribute of one nameable thing changed."""
+    if not scene.unique():
+        return None
+    thing = rng.choice(scene.unique())
+    attribute = rng.choice(tuple(_CHANGES))
+    old = getattr(thing, attribute)
+    value = rng.choice([v for v in _CHANGES[attribute] if v != (_CHANGES[attribute][old] if isinstance(old, int) else old)])
+    stored = _CHANGES[attribute].index(value) if isinstance(old, int) else value
+    twin = scene.with_thing(thing, **{attribute: stored})
+    if len({t.place for t in twin.things}) < len(twin.things):
+        return None
+    return attribute, thing, twin, value
+
+
+def _until(draw: Callable, rng: random.Random):
+    for _ in range(1000):
+        found = draw(draw_scene(rng), rng)
+        if found is not None:
+            return found
+    raise RuntimeError("no such scene in 1000 draws")
+
+
+def _twins(rng: random.Random) -> tuple[tuple[Scene, Scene], tuple[Question, Question]]:
+    def draw(scene: Scene, rng: random.Random):
+        changed = _changed(scene, rng)
+        if changed is None:
+            return None
+        attribute, thing, twin, value = changed
+        old = getattr(thing, attribute)
+        before = _CHANGES[attribute][old] if isinstance(old, int) else old
+        options = tuple(v for v in _CHANGES[attribute] if v in (before, value))
+        text = f"what is the {attribute} of the {thing.kind}"
+        return (scene, twin), (Question(attribute, text, before, options), Question(attribute, text, value, options))
+
+    return _until(draw, rng)
+
+
+def _natural_group(rng: random.Random):
+    """Two scenes that differ in the colours of two things' sides: each question is yes on one picture and no on the other."""
+
+    def draw(scene: Scene, rng: random.Random):
+        if len(scene.unique()) < 2:
+            return None
+        first, second = rng.sample(scene.unique(), 2)
+        new_first, new_second = (rng.choice([c for c in COLOURS if c != thing.colour]) for thing in (first, second))
+        twin = Scene(tuple(replace(t, colour=new_first) if t is first else replace(t, colour=new_second) if t is second else t for t in scene.things))
+        asked = [(first, first.colour), (second, new_second)]  # yes on picture 0, yes on picture 1
+        questions = []
+        for thing, colour in asked:
+            answers = ["yes" if any(t.colour == colour and t.kind == thing.kind for t in s.things) else "no" for s in (scene, twin)]
+            if answers[0] == answers[1]:
+                return None
+            text = f"is there any {colour} {thing.kind}"
+            questions.append(tuple(Question("exists", text, answer, ("yes", "no")) for answer in answers))
+        return (scene, twin), questions
+
+    return _until(draw, rng)
+
+

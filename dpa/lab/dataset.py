@@ -1,0 +1,84 @@
+"""The lab's data sets, written in the same formats as the real ones: LLaVA JSON and a folder of pictures.
+
+    python -m dpa.lab.dataset --style ornate --out DIR     write the captions and the questions to look at
+
+Caption records tell one scene in one style; instruction records ask several questions about one scene. The two, and the
+benchmarks' items (seeds from 1,000,000), use different seeds, so no scene is met twice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from pathlib import Path
+
+from tqdm import tqdm
+
+from dpa.errors import InputError
+from dpa.lab import language
+from dpa.lab.world import draw_scene, render
+from dpa.lineage import write_json
+
+NUM_CAPTIONS = 4000
+NUM_INSTRUCTIONS = 1500
+QUESTIONS_A_SCENE = 4
+CAPTION_SEED, INSTRUCTION_SEED = 1, 2
+CAPTION_PROMPT = "<image>\ndescribe the image."
+
+
+def ensure(root: Path, name: str) -> tuple[Path, Path]:
+    """(data file, image folder) of the lab data set `lab/STYLE` or `lab/questions`, made under `root` if absent."""
+    kind = name.removeprefix("lab/")
+    if kind != "questions" and kind not in language.STYLES:
+        raise InputError(f"{name}: the lab has no such data; it has lab/questions and {', '.join('lab/' + style for style in language.STYLES)}")
+    folder = root / ("questions" if kind == "questions" else f"captions_{kind}")
+    file = folder / "records.json"
+    if not file.is_file():  # written last, in one step
+        folder.mkdir(parents=True, exist_ok=True)
+        write_json(file, _questions(folder) if kind == "questions" else _captions(folder, kind))
+    return file, folder
+
+
+def _captions(folder: Path, style: str) -> list[dict]:
+    records = []
+    for index in tqdm(range(NUM_CAPTIONS), desc=f"drawing lab/{style}", unit="img", leave=False, delay=2):
+        rng = random.Random(f"{CAPTION_SEED}-{index}")  # the same scenes in every style
+        scene = draw_scene(rng)
+        records.append(_record(folder, index, scene, [(CAPTION_PROMPT, language.STYLES[style](scene, rng))]))
+    return records
+
+
+def _questions(folder: Path) -> list[dict]:
+    records = []
+    for index in tqdm(range(NUM_INSTRUCTIONS), desc="drawing lab/questions", unit="img", leave=False, delay=2):
+        rng = random.Random(f"{INSTRUCTION_SEED}-{index}")
+        scene = draw_scene(rng)
+        asked = [language.ask(scene, rng) for _ in range(QUESTIONS_A_SCENE)]
+        turns = [(("<image>\n" if i == 0 else "") + question.text, question.answer) for i, question in enumerate(asked)]
+        records.append(_record(folder, index, scene, turns))
+    return records
+
+
+def _record(folder: Path, index: int, scene, turns: list[tuple[str, str]]) -> dict:
+    image = f"images/{index:05d}.png"
+    (folder / "images").mkdir(exist_ok=True)
+    render(scene).save(folder / image)
+    conversations = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+    return {"id": f"{index:05d}", "image": image, "conversations": conversations}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m dpa.lab.dataset", description=__doc__.split("\n")[0])
+    parser.add_argument("--style", choices=language.STYLES, default="ornate")
+    parser.add_argument("--out", type=Path, default=Path("runs/lab-data"))
+    options = parser.parse_args(arguments)
+    for name in (f"lab/{options.style}", "lab/questions"):
+        file, _ = ensure(options.out, name)
+        first = json.loads(file.read_text(encoding="utf-8"))[0]
+        print(f"{name}: {file}\n  first record: {json.dumps(first)}")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,104 @@
+"""Visual relevance -> weight of each label token: the whole of CMO and CAL as pure functions of tensors.
+
+All tensors live on the shifted grid [B, T], T = L - 1: slot t of a row holds what position t says about the token at
+t + 1. `supervised` marks the slots whose label counts. Relevance is read only at `scored_slots`, so that nothing of
+the size of the vocabulary is needed anywhere else.
+
+Two forms, chosen by name:
+
+`paper`     the equations of section 3: per sample, over its own label tokens only.
+`released`  what the released code (and CAL's) computes. It differs in three ways, each marked `Reference:` below.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+from torch.nn.functional import avg_pool1d
+
+Rule = Literal["none", "cal", "cmo"]
+Form = Literal["paper", "released"]
+WINDOW = 3  # of the average pooling, in tokens: paper section 3.2, and CAL
+RELEASED_EPSILON = 1e-6  # the released code adds it to the sum of weights
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """A weighting rule with its bounds.
+
+    `cmo` weighs by differences of probability, bounds `delta_min`, `delta_max` (paper: 0.05, 0.5); `cal` by
+    differences of logit (CAL: 1, 5); `none` is the plain next-token loss and ignores the rest.
+    """
+
+    rule: Rule = "none"
+    low: float = 0.0
+    high: float = 1.0
+    form: Form = "paper"
+
+    def __post_init__(self) -> None:
+        if self.rule not in get_args(Rule):
+            raise ValueError(f"unknown weighting rule {self.rule!r}: choose one of {', '.join(get_args(Rule))}")
+        if self.form not in get_args(Form):
+            raise ValueError(f"unknown weighting form {self.form!r}: choose one of {', '.join(get_args(Form))}")
+        if not self.low <= self.high:
+            raise ValueError(f"weighting bounds must be ordered, got low {self.low} > high {self.high}")
+
+
+NONE = Weighting("none")
+CMO = Weighting("cmo", 0.05, 0.5)
+CAL = Weighting("cal", 1.0, 5.0)
+
+
+def scored_slots(supervised: Tensor, form: Form) -> Tensor:
+    """Slots [B, T] (bool) whose relevance `weights` reads: the supervised ones, and in the released form their neighbours.
+
+    Reference: the released code pools over the flattened batch, so the slot before the first label and the one after
+    the last (a prompt, image or padding slot, or another sample's) pull at the weight; it scores them with label id 0.
+    """
+    if form == "paper":
+        return supervised
+    flat = supervised.flatten()
+    scored = flat.clone()
+    scored[1:] |= flat[:-1]
+    scored[:-1] |= flat[1:]
+    return scored.view_as(supervised)
+
+
+def weights(relevance: Tensor, supervised: Tensor, weighting: Weighting) -> Tensor:
+    """Weights [B, T] float32 of the label tokens, 0 at unsupervised slots; without gradient (paper eq. 6 to 8).
+
+    relevance [B, T]: seen minus blind score, valid at `scored_slots(supervised, form)`.
+    Paper form: each sample's weights sum to 1 (0 for a sample without labels). Released form: all of them together do.
+    """
+    clipped = relevance.detach().float().clamp(weighting.low, weighting.high)
+    pooled = _pool_within_samples(clipped, supervised) if weighting.form == "paper" else _pool_flat(clipped)
+    pooled = pooled * supervised
+    if weighting.form == "paper":
+        total = pooled.sum(dim=1, keepdim=True)
+        return pooled / torch.where(total > 0, total, torch.ones_like(total))
+    # Reference: normalised over the micro-batch, so a sample of low relevance (or a short one) gets a smaller share.
+    return pooled / (pooled.sum() + RELEASED_EPSILON)
+
+
+def _pool_within_samples(values: Tensor, supervised: Tensor) -> Tensor:
+    """Mean of each label token and its neighbours among the label tokens of the same sample, [B, T]."""
+    row = supervised.nonzero()[:, 0]  # (N,) sample of each label token, in order
+    flat = values[supervised]  # (N,)
+    total, count = flat.clone(), torch.ones_like(flat)
+    same = (row[1:] == row[:-1]).to(flat.dtype)
+    total[1:] += flat[:-1] * same
+    total[:-1] += flat[1:] * same
+    count[1:] += same
+    count[:-1] += same
+    pooled = torch.zeros_like(values)
+    pooled[supervised] = total / count
+    return pooled
+
+
+def _pool_flat(values: Tensor) -> Tensor:
+    """Reference: the window runs over the flattened batch, across samples and over unsupervised slots."""
+    pooled = avg_pool1d(values.reshape(1, 1, -1), WINDOW, stride=1, padding=WINDOW // 2, count_include_pad=False)
+    return pooled.view_as(values)
