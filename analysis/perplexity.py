@@ -27,7 +27,9 @@ def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32)
     from dpa.loss import IGNORE
 
     samples = [tokenizer(text.strip() + "\n").input_ids for text in texts]
-    order = sorted(range(len(texts)), key=lambda index: len(samples[index]))  # batches of near-equal length, little padding
+    order = sorted(
+        range(len(texts)), key=lambda index: len(samples[index])
+    )  # batches of near-equal length, little padding
     collate = Collator(tokenizer.pad_token_id)
     scores: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(texts)
     device = model.get_input_embeddings().weight.device
@@ -35,9 +37,13 @@ def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32)
         for start in tqdm(range(0, len(order), batch_size), desc="scoring text", unit="batch", leave=False, delay=2):
             rows = order[start : start + batch_size]
             ids = [torch.tensor(samples[row]) for row in rows]
-            batch = {key: value.to(device) for key, value in collate([{"input_ids": i, "labels": i} for i in ids]).items()}
+            batch = {
+                key: value.to(device) for key, value in collate([{"input_ids": i, "labels": i} for i in ids]).items()
+            }
             targets = batch["labels"][:, 1:]
-            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False).logits[:, :-1]
+            logits = model(
+                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
+            ).logits[:, :-1]
             kept = targets != IGNORE
             log_p = torch.zeros(targets.shape, device=device)
             log_p[kept] = label_scores(logits[kept], targets[kept]).log_p
@@ -76,7 +82,16 @@ def perplexity_table(llm: str, proxy: Path | None, captions: Sequence[Path]):
         texts = read_captions(path)
         for name, model in models.items():
             nats, tokens, size = (sum(column) for column in zip(*text_scores(model, tokenizer, texts), strict=True))
-            rows.append({"captions": path.stem, "model": name, "texts": len(texts), "nats_per_token": nats / tokens, "perplexity": math.exp(nats / tokens), "bits_per_byte": nats / math.log(2) / size})
+            rows.append(
+                {
+                    "captions": path.stem,
+                    "model": name,
+                    "texts": len(texts),
+                    "nats_per_token": nats / tokens,
+                    "perplexity": math.exp(nats / tokens),
+                    "bits_per_byte": nats / math.log(2) / size,
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -84,10 +99,20 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.perplexity", description=__doc__.split("\n")[0])
     parser.add_argument("--llm", required=True, help="folder or hub id of the base LLM, or `lab`")
     parser.add_argument("--proxy", type=Path, help="folder of a finished stage 1 (its LoRA adapter)")
-    parser.add_argument("--captions", type=Path, nargs="+", required=True, help="LLaVA JSON files, or text files with one caption a line")
+    parser.add_argument(
+        "--captions",
+        type=Path,
+        nargs="+",
+        required=True,
+        help="LLaVA JSON files, or text files with one caption a line",
+    )
     options = parser.parse_args(arguments)
     try:
-        print(perplexity_table(options.llm, options.proxy, options.captions).to_string(index=False, float_format=lambda x: f"{x:.3f}"))
+        print(
+            perplexity_table(options.llm, options.proxy, options.captions).to_string(
+                index=False, float_format=lambda x: f"{x:.3f}"
+            )
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -22,7 +22,9 @@ NUM_PAIRS = 150  # as many as MMVP has
 NUM_GROUPS = 150
 
 
-def lab_items(folder: Path | None = None, *, single: int = NUM_SINGLE, pairs: int = NUM_PAIRS, groups: int = NUM_GROUPS) -> list[Item]:
+def lab_items(
+    folder: Path | None = None, *, single: int = NUM_SINGLE, pairs: int = NUM_PAIRS, groups: int = NUM_GROUPS
+) -> list[Item]:
     """All items of the lab's vision-centric suite; with `folder`, their pictures are drawn there unless they are there."""
     items: list[Item] = []
     pictures: dict[str, Scene] = {}
@@ -46,7 +48,17 @@ def lab_items(folder: Path | None = None, *, single: int = NUM_SINGLE, pairs: in
             name = f"natural_{index:04d}_{image}.png"
             pictures[name] = scene
             for number in (0, 1):
-                items.append(_item("NaturalBench", f"{index}-q{number}-i{image}", name, questions[number][image], unit=str(index), task="yes/no", slot=(number, image)))
+                items.append(
+                    _item(
+                        "NaturalBench",
+                        f"{index}-q{number}-i{image}",
+                        name,
+                        questions[number][image],
+                        unit=str(index),
+                        task="yes/no",
+                        slot=(number, image),
+                    )
+                )
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, scene in pictures.items():
@@ -55,7 +67,9 @@ def lab_items(folder: Path | None = None, *, single: int = NUM_SINGLE, pairs: in
     return items
 
 
-def _item(benchmark: str, index: str, image: str, question: Question, *, unit: str, task: str, slot: tuple[int, int] = (0, 0)) -> Item:
+def _item(
+    benchmark: str, index: str, image: str, question: Question, *, unit: str, task: str, slot: tuple[int, int] = (0, 0)
+) -> Item:
     return Item(benchmark, index, image, question.text, question.answer, question.options, unit, task, slot)
 
 
@@ -95,7 +109,9 @@ def _changed(scene: Scene, rng: random.Random) -> tuple[str, Thing, Scene, str] 
     thing = rng.choice(scene.unique())
     attribute = rng.choice(tuple(_CHANGES))
     old = getattr(thing, attribute)
-    value = rng.choice([v for v in _CHANGES[attribute] if v != (_CHANGES[attribute][old] if isinstance(old, int) else old)])
+    value = rng.choice(
+        [v for v in _CHANGES[attribute] if v != (_CHANGES[attribute][old] if isinstance(old, int) else old)]
+    )
     stored = _CHANGES[attribute].index(value) if isinstance(old, int) else value
     twin = scene.with_thing(thing, **{attribute: stored})
     if len({t.place for t in twin.things}) < len(twin.things):
@@ -134,11 +150,19 @@ def _natural_group(rng: random.Random):
             return None
         first, second = rng.sample(scene.unique(), 2)
         new_first, new_second = (rng.choice([c for c in COLOURS if c != thing.colour]) for thing in (first, second))
-        twin = Scene(tuple(replace(t, colour=new_first) if t is first else replace(t, colour=new_second) if t is second else t for t in scene.things))
+        twin = Scene(
+            tuple(
+                replace(t, colour=new_first) if t is first else replace(t, colour=new_second) if t is second else t
+                for t in scene.things
+            )
+        )
         asked = [(first, first.colour), (second, new_second)]  # yes on picture 0, yes on picture 1
         questions = []
         for thing, colour in asked:
-            answers = ["yes" if any(t.colour == colour and t.kind == thing.kind for t in s.things) else "no" for s in (scene, twin)]
+            answers = [
+                "yes" if any(t.colour == colour and t.kind == thing.kind for t in s.things) else "no"
+                for s in (scene, twin)
+            ]
             if answers[0] == answers[1]:
                 return None
             text = f"is there any {colour} {thing.kind}"
@@ -146,5 +170,3 @@ def _natural_group(rng: random.Random):
         return (scene, twin), questions
 
     return _until(draw, rng)
-
-

@@ -21,6 +21,7 @@ def linked_items(path: Path, images: Path) -> list[Item]:
     from dpa.data import image_path, read_json_records
 
     items = []
+    options: tuple[str, ...]
     for where, row in read_json_records(path):
         bench = row.get("bench")
         if bench not in ("CV-Bench", "POPE"):
@@ -35,7 +36,9 @@ def linked_items(path: Path, images: Path) -> list[Item]:
                 choices = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
                 prompt = f"{row['question']} Select from the following choices.\n{choices}\n{LETTER_LINE}"
         except (KeyError, ValueError, IndexError) as error:
-            raise InputError(f"{where}: {bench} item lacks a usable {error}; see linked_items.jsonl for the layout: {json.dumps(row)[:120]}") from None
+            raise InputError(
+                f"{where}: {bench} item lacks a usable {error}; see linked_items.jsonl for the layout: {json.dumps(row)[:120]}"
+            ) from None
         image_path(images, row["image"], where)
         items.append(Item(bench, index, row["image"], prompt, answer, options, unit=index, task=row["split"].lower()))
     if not items:

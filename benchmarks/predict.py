@@ -39,7 +39,9 @@ def read_items(path: Path) -> list[Item]:
 def write_items(path: Path, items: Sequence[Item]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("".join(json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in items), encoding="utf-8")
+    temporary.write_text(
+        "".join(json.dumps(item.to_json(), ensure_ascii=False) + "\n" for item in items), encoding="utf-8"
+    )
     os.replace(temporary, path)
 
 
@@ -47,8 +49,16 @@ def settings(model: str, items: Sequence[Item], blind: bool, max_new_tokens: int
     """What decides the predictions: the checkpoint's hash, the prompts' hash, what the model is shown, how it decodes."""
     import hashlib
 
-    prompts = hashlib.sha256("".join(f"{i.benchmark}\t{i.index}\t{i.image}\t{i.prompt}\n" for i in items).encode()).hexdigest()
-    return {"checkpoint": model_fingerprint(model), "prompts": prompts, "blind": blind, "decoding": "greedy", "max_new_tokens": max_new_tokens}
+    prompts = hashlib.sha256(
+        "".join(f"{i.benchmark}\t{i.index}\t{i.image}\t{i.prompt}\n" for i in items).encode()
+    ).hexdigest()
+    return {
+        "checkpoint": model_fingerprint(model),
+        "prompts": prompts,
+        "blind": blind,
+        "decoding": "greedy",
+        "max_new_tokens": max_new_tokens,
+    }
 
 
 def read_predictions(path: Path, wanted: dict | None = None) -> dict[tuple[str, str], str]:
@@ -66,11 +76,22 @@ def read_predictions(path: Path, wanted: dict | None = None) -> dict[tuple[str, 
         raise InputError(f"{path}: not a predictions file ({error}); delete it or choose another --out") from None
     if wanted is not None and made != wanted:
         part = next(key for key in wanted if made.get(key) != wanted[key])
-        raise InputError(f"{path}: was made with another {part} ({made.get(part)}) than asked for now ({wanted[part]}); delete it or choose another --out")
+        raise InputError(
+            f"{path}: was made with another {part} ({made.get(part)}) than asked for now ({wanted[part]}); delete it or choose another --out"
+        )
     return answers
 
 
-def predict(model: str, items: Sequence[Item], images: Path, out: Path, *, blind: bool = False, batch_size: int = BATCH_SIZE, max_new_tokens: int = MAX_NEW_TOKENS) -> None:
+def predict(
+    model: str,
+    items: Sequence[Item],
+    images: Path,
+    out: Path,
+    *,
+    blind: bool = False,
+    batch_size: int = BATCH_SIZE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> None:
     """Ask the checkpoint in folder (or hub id) `model` every item that `out` does not answer yet; append the answers.
 
     blind: the same prompts without the picture.
@@ -90,7 +111,9 @@ def predict(model: str, items: Sequence[Item], images: Path, out: Path, *, blind
         net = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").to(device).eval()
         processor = AutoProcessor.from_pretrained(model)
     except (OSError, ValueError) as error:
-        raise InputError(f"{model}: not a checkpoint that transformers loads as an image-text model ({str(error).splitlines()[0][:200]})") from None
+        raise InputError(
+            f"{model}: not a checkpoint that transformers loads as an image-text model ({str(error).splitlines()[0][:200]})"
+        ) from None
     processor.tokenizer.padding_side = "left"
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_file():
@@ -100,15 +123,26 @@ def predict(model: str, items: Sequence[Item], images: Path, out: Path, *, blind
             file.write(json.dumps({"settings": wanted}) + "\n")
         open_items = sorted(open_items, key=lambda item: len(item.prompt))  # little padding
         batches = [open_items[start : start + batch_size] for start in range(0, len(open_items), batch_size)]
-        for batch in tqdm(batches, desc=f"{'blind' if blind else 'seen'} answers of {Path(model).parent.name}", unit="batch"):
+        for batch in tqdm(
+            batches, desc=f"{'blind' if blind else 'seen'} answers of {Path(model).parent.name}", unit="batch"
+        ):
             texts = [prompt_text(processor, item.prompt, blind) for item in batch]
-            pictures = None if blind else [open_image(images, item.image, f"{item.benchmark} item {item.index}") for item in batch]
-            inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False).to(device)
+            pictures = (
+                None
+                if blind
+                else [open_image(images, item.image, f"{item.benchmark} item {item.index}") for item in batch]
+            )
+            inputs = processor(
+                text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
+            ).to(device)
             with torch.no_grad():
                 ids = net.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
             answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for item, answer in zip(batch, answers, strict=True):
-                file.write(json.dumps({"benchmark": item.benchmark, "index": item.index, "answer": answer}, ensure_ascii=False) + "\n")
+                file.write(
+                    json.dumps({"benchmark": item.benchmark, "index": item.index, "answer": answer}, ensure_ascii=False)
+                    + "\n"
+                )
             file.flush()
             os.fsync(file.fileno())
 
@@ -121,9 +155,13 @@ def prompt_text(processor, prompt: str, blind: bool) -> str:
     template = processor.chat_template or processor.tokenizer.chat_template
     if "image" in (template or ""):
         content = ([] if blind else [{"type": "image"}]) + [{"type": "text", "text": prompt}]
-        return processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True)
+        return processor.apply_chat_template(
+            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
+        )
     text = prompt if blind else f"{processor.image_token}\n{prompt}"
-    return processor.tokenizer.apply_chat_template([{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True)
+    return processor.tokenizer.apply_chat_template(
+        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
+    )
 
 
 def _cut_torn_line(path: Path) -> None:
@@ -145,7 +183,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     options = parser.parse_args(arguments)
     try:
-        predict(options.model, read_items(options.items), options.images, options.out, blind=options.blind, batch_size=options.batch_size, max_new_tokens=options.max_new_tokens)
+        predict(
+            options.model,
+            read_items(options.items),
+            options.images,
+            options.out,
+            blind=options.blind,
+            batch_size=options.batch_size,
+            max_new_tokens=options.max_new_tokens,
+        )
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

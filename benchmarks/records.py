@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.statistics import mean_interval
-from benchmarks.suites import BENCHMARKS, Item, chance, check_complete, is_parsed, is_right, natural_accuracies, unit_scores
+from benchmarks.suites import (
+    BENCHMARKS,
+    Item,
+    chance,
+    check_complete,
+    is_parsed,
+    is_right,
+    natural_accuracies,
+    unit_scores,
+)
 from dpa.errors import InputError
 from dpa.lineage import provenance
 
@@ -41,7 +50,9 @@ def score(items: Sequence[Item], answers: Mapping[tuple[str, str], str]) -> Scor
     name = items[0].benchmark
     missing = [item.index for item in items if (name, item.index) not in answers]
     if missing:
-        raise InputError(f"{name}: {len(missing)} of {len(items)} items have no prediction (first: {missing[0]}); run the prediction again, it continues")
+        raise InputError(
+            f"{name}: {len(missing)} of {len(items)} items have no prediction (first: {missing[0]}); run the prediction again, it continues"
+        )
     given = [answers[name, item.index] for item in items]
     right = [is_right(item, answer) for item, answer in zip(items, given, strict=True)]
     by_task: dict[str, list[float]] = {}
@@ -54,7 +65,9 @@ def score(items: Sequence[Item], answers: Mapping[tuple[str, str], str]) -> Scor
     if BENCHMARKS[name].metric == "group":
         detail |= {key: 100 * value for key, value in natural_accuracies(items, right).items()}
     unparsed = sum(not is_parsed(item, answer) for item, answer in zip(items, given, strict=True))
-    return Score(name, 100 * mean, 100 * low, 100 * high, chance(items), sum(map(len, samples)), unparsed, samples, detail)
+    return Score(
+        name, 100 * mean, 100 * low, 100 * high, chance(items), sum(map(len, samples)), unparsed, samples, detail
+    )
 
 
 def average(scores: Sequence[Score]) -> tuple[float, float, float]:
@@ -63,7 +76,17 @@ def average(scores: Sequence[Score]) -> tuple[float, float, float]:
     return 100 * mean, 100 * low, 100 * high
 
 
-def append_records(path: Path, scores: Sequence[Score], *, model: str, seed: int, mode: str, data: str, prediction_hash: str, seconds: float) -> None:
+def append_records(
+    path: Path,
+    scores: Sequence[Score],
+    *,
+    model: str,
+    seed: int,
+    mode: str,
+    data: str,
+    prediction_hash: str,
+    seconds: float,
+) -> None:
     """Append one line a score, with provenance, unless a line of the same predictions and data is there."""
     known = set()
     if path.is_file():

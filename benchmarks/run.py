@@ -17,9 +17,10 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Event
+from threading import Lock
 
 from tqdm import tqdm
 
@@ -45,8 +46,16 @@ class Subject:
     model: Path
     recipe: str | None = None
 
+    @property
+    def name_of_recipe(self) -> str:
+        return self.recipe or self.name
+
     def predictions(self, output: Path, data: str, mode: str) -> Path:
-        own = self.model.parent / "predictions" if self.recipe else output / "predictions" / str(self.model).strip("/").replace("/", "_")
+        own = (
+            self.model.parent / "predictions"
+            if self.recipe
+            else output / "predictions" / str(self.model).strip("/").replace("/", "_")
+        )
         return own / f"{data}-{mode}.jsonl"
 
 
@@ -55,51 +64,63 @@ def lab_subjects(output: Path, captions: str, seeds: Sequence[int]) -> list[Subj
     from dpa.train import stage_folder
 
     names = {method: f"lab_{captions}" + ("" if method == "dpa" else f"_{method}") for method in METHODS}
-    return [Subject(method, seed, stage_folder(output, recipe(names[method]), "instruct", seed), names[method]) for seed in seeds for method in METHODS]
+    return [
+        Subject(method, seed, stage_folder(output, recipe(names[method]), "instruct", seed), names[method])
+        for seed in seeds
+        for method in METHODS
+    ]
 
 
-def complete_lab(subjects: Sequence[Subject], items_file: Path, images: Path, output: Path, data: str, jobs: int) -> None:
+def complete_lab(
+    subjects: Sequence[Subject], items_file: Path, images: Path, output: Path, data: str, jobs: int
+) -> None:
     """Train and question every lab subject that is not done, `jobs` at a time, each in processes of its own."""
-    wanted = [s for s in subjects if not (is_complete(s.model) and all(s.predictions(output, data, mode).with_suffix(".done").is_file() for mode in MODES))]
+    from dpa.recipes import recipe
+    from dpa.train import stage_folder
+
+    def answered(subject: Subject, mode: str) -> bool:
+        return subject.predictions(output, data, mode).with_suffix(".done").is_file()
+
+    wanted = [s for s in subjects if not (is_complete(s.model) and all(answered(s, mode) for mode in MODES))]
     if not wanted:
         return
-    log_folder = output / "logs"
-    log_folder.mkdir(parents=True, exist_ok=True)
-    # Recipes that share a proxy wait for the one that makes it, so that no two processes train the same stage.
-    proxies = {(s.seed, True): Event() for s in wanted}
-    steps = {s: 2 + len(MODES) + (s.name == "pmo") for s in wanted}
-    bar = tqdm(total=sum(steps.values()), desc="training and asking", unit="part")
+    (output / "logs").mkdir(parents=True, exist_ok=True)
+    proxy_locks = {subject.seed: Lock() for subject in wanted}  # one proxy a seed, shared by pmo and dpa
+    bar = tqdm(
+        total=sum(len(recipe(s.name_of_recipe).stages) + len(MODES) for s in wanted),
+        desc="training and asking",
+        unit="part",
+    )
     failures: list[str] = []
 
     def work(subject: Subject) -> None:
-        ready = proxies[subject.seed, True]
-        log = log_folder / f"{subject.recipe}-seed{subject.seed}.log"
-        train = ["dpa.train", "--recipe", subject.recipe, "--seed", str(subject.seed), "--output", str(output)]
+        chosen = recipe(subject.name_of_recipe)
+        log = output / "logs" / f"{chosen.name}-seed{subject.seed}.log"
+        train = ["dpa.train", "--recipe", chosen.name, "--seed", str(subject.seed), "--output", str(output)]
         ask = ["benchmarks.predict", "--model", str(subject.model), "--items", str(items_file), "--images", str(images)]
-        try:
-            if subject.name == "pmo" or (subject.name == "dpa" and all(s.name != "pmo" or s.seed != subject.seed for s in wanted)):
-                _call([*train, "--stage", "proxy"], log)
-                ready.set()
-                bar.update(subject.name == "pmo")
-            elif subject.name == "dpa":
-                ready.wait()
-            for stage in ("connector", "instruct"):
-                _call([*train, "--stage", stage], log)
-                bar.update()
-            for mode in MODES:
-                out = subject.predictions(output, data, mode)
-                start = time.time()
-                _call([*ask, "--out", str(out), *(["--blind"] if mode == "blind" else [])], log)
-                write_json(out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)})
-                bar.update()
-        except InputError as error:
-            failures.append(str(error))
-        finally:
-            ready.set()
+        for stage in chosen.stages:
+            with proxy_locks[subject.seed] if stage == "proxy" else nullcontext():
+                if not is_complete(stage_folder(output, chosen, stage, subject.seed)):
+                    _call([*train, "--stage", stage], log)
+            bar.update()
+        for mode in MODES:
+            out, start = subject.predictions(output, data, mode), time.time()
+            _call([*ask, "--out", str(out), *(["--blind"] if mode == "blind" else [])], log)
+            write_json(
+                out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)}
+            )
+            bar.update()
 
-    order = sorted(wanted, key=lambda s: (s.seed, ("pmo", "cmo", "vanilla", "dpa", "cal").index(s.name)))
+    def guarded(subject: Subject) -> None:
+        if not failures:
+            try:
+                work(subject)
+            except InputError as error:
+                failures.append(str(error))
+
+    order = sorted(wanted, key=lambda s: (s.seed, ("pmo", "vanilla", "dpa", "cmo", "cal").index(s.name)))
     with bar, ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(work, order))
+        list(pool.map(guarded, order))
     if failures:
         raise InputError(failures[0])
 
@@ -107,31 +128,62 @@ def complete_lab(subjects: Sequence[Subject], items_file: Path, images: Path, ou
 def _call(command: Sequence[str], log: Path) -> None:
     """Run `python -m command` with its output in `log`; InputError with its last line when it fails."""
     # one thread each: two OpenMP threads on a machine with two busy processes are several times slower than one
-    environment = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"), "TOKENIZERS_PARALLELISM": "false"}
+    environment = os.environ | {
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        "TOKENIZERS_PARALLELISM": "false",
+    }
     with open(log, "a", encoding="utf-8") as file:
-        result = subprocess.run([sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment, check=False)
+        result = subprocess.run(
+            [sys.executable, "-m", *command], stdout=file, stderr=subprocess.STDOUT, env=environment, check=False
+        )
     if result.returncode:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
         last = lines[-1].removeprefix("error: ") if lines else "no output"
         raise InputError(f"`python -m {' '.join(command)}` failed: {last} (whole output: {log})")
 
 
-def ask_models(subjects: Sequence[Subject], items: Sequence[Item], images: Path, output: Path, data: str, batch_size: int, max_new_tokens: int) -> None:
+def ask_models(
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    images: Path,
+    output: Path,
+    data: str,
+    batch_size: int,
+    max_new_tokens: int,
+) -> None:
     from benchmarks.predict import predict
 
     for subject in subjects:
         for mode in MODES:
             out = subject.predictions(output, data, mode)
             start = time.time()
-            predict(str(subject.model), items, images, out, blind=mode == "blind", batch_size=batch_size, max_new_tokens=max_new_tokens)
+            predict(
+                str(subject.model),
+                items,
+                images,
+                out,
+                blind=mode == "blind",
+                batch_size=batch_size,
+                max_new_tokens=max_new_tokens,
+            )
             if not out.with_suffix(".done").is_file():
-                write_json(out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)})
+                write_json(
+                    out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)}
+                )
 
 
 Table = dict[tuple[str, int, str], list[Score]]  # (subject, seed, mode) -> a score for each benchmark
 
 
-def score_all(subjects: Sequence[Subject], items: Sequence[Item], names: Sequence[str], output: Path, data: str, max_new_tokens: int, records: Path) -> Table:
+def score_all(
+    subjects: Sequence[Subject],
+    items: Sequence[Item],
+    names: Sequence[str],
+    output: Path,
+    data: str,
+    max_new_tokens: int,
+    records: Path,
+) -> Table:
     """Scores of every subject and mode from the kept predictions; their records are appended to `records`."""
     import json
 
@@ -143,7 +195,16 @@ def score_all(subjects: Sequence[Subject], items: Sequence[Item], names: Sequenc
             scores = [score([item for item in items if item.benchmark == name], answers) for name in names]
             table[subject.name, subject.seed, mode] = scores
             done = json.loads(path.with_suffix(".done").read_text(encoding="utf-8"))
-            append_records(records, scores, model=subject.recipe or str(subject.model), seed=subject.seed, mode=mode, data=data, prediction_hash=file_hash(path), seconds=done["seconds"])
+            append_records(
+                records,
+                scores,
+                model=subject.recipe or str(subject.model),
+                seed=subject.seed,
+                mode=mode,
+                data=data,
+                prediction_hash=file_hash(path),
+                seconds=done["seconds"],
+            )
     return table
 
 
@@ -162,7 +223,13 @@ def rows_of(table: Table, names: Sequence[str]) -> list[list[str]]:
         if len(seeds) > 1:
             runs = [table[name, seed, "seen"] for seed in seeds]
             means = [seed_interval([run[i].value for run in runs]) for i in range(len(names))]
-            rows.append([f"{name}, mean of {len(seeds)}", *(_cell(*m) for m in means), _cell(*seed_interval([average(run)[0] for run in runs]))])
+            rows.append(
+                [
+                    f"{name}, mean of {len(seeds)}",
+                    *(_cell(*m) for m in means),
+                    _cell(*seed_interval([average(run)[0] for run in runs])),
+                ]
+            )
     first = next(iter(table.values()))
     rows.append(["chance", *(f"{s.chance:.1f}" for s in first), f"{sum(s.chance for s in first) / len(first):.1f}"])
     return rows
@@ -196,16 +263,28 @@ def as_markdown(rows: Sequence[Sequence[str]]) -> str:
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.run", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--suite", default="vision-centric", help=f"one of {', '.join(suites.SUITES)}")
-    parser.add_argument("--model", nargs="+", help="checkpoints to evaluate; without it the lab's five methods are trained")
+    parser.add_argument(
+        "--model", nargs="+", help="checkpoints to evaluate; without it the lab's five methods are trained"
+    )
     parser.add_argument("--data", type=Path, help="real items (JSON lines) in place of the lab's")
     parser.add_argument("--images", type=Path, help="folder of the real items' photos")
-    parser.add_argument("--captions", choices=("plain", "terse", "ornate"), default="ornate", help="the lab's caption set")
+    parser.add_argument(
+        "--captions", choices=("plain", "terse", "ornate"), default="ornate", help="the lab's caption set"
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds of the lab's methods")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of runs and predictions (default: runs)")
-    parser.add_argument("--publish", type=Path, metavar="DIR", help="also write table.md, records.jsonl and manifest.json to DIR")
-    parser.add_argument("--jobs", type=int, default=0, help="lab trainings side by side (default: one a core, one on a GPU machine)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs"), help="folder of runs and predictions (default: runs)"
+    )
+    parser.add_argument(
+        "--publish", type=Path, metavar="DIR", help="also write table.md, records.jsonl and manifest.json to DIR"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=0, help="lab trainings side by side (default: one a core, one on a GPU machine)"
+    )
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--max-new-tokens", type=int, default=16)
     return parser.parse_args(arguments)
@@ -251,7 +330,11 @@ def _run(options: argparse.Namespace) -> None:
     title = f"{options.suite if data == 'lab' else data}: score 0 to 100 [95 % interval over {'items, pairs and groups' if data == 'lab' else 'items'}]"
     if not options.model:
         title += f", lab, {options.captions} captions"
-    notes = [f"unparsed answers, counted as wrong: {n} ({name} seed {seed}, {mode})" for (name, seed, mode), scores in table.items() if mode == "seen" and (n := sum(s.unparsed for s in scores))]
+    notes = [
+        f"unparsed answers, counted as wrong: {n} ({name} seed {seed}, {mode})"
+        for (name, seed, mode), scores in table.items()
+        if mode == "seen" and (n := sum(s.unparsed for s in scores))
+    ]
     lines = differences(table)
     print("\n".join([title, "", as_text(rows), "", *lines, *notes]), flush=True)
     print(f"\nrecords: {records}   wall time {time.time() - start:.0f} s")
@@ -259,19 +342,49 @@ def _run(options: argparse.Namespace) -> None:
         publish(options.publish, title, rows, [*lines, *notes], table, subjects, output, data, start)
 
 
-def publish(folder: Path, title: str, rows, lines, table: Table, subjects: Sequence[Subject], output: Path, data: str, start: float) -> None:
+def publish(
+    folder: Path,
+    title: str,
+    rows,
+    lines,
+    table: Table,
+    subjects: Sequence[Subject],
+    output: Path,
+    data: str,
+    start: float,
+) -> None:
     """Write the table, the per-item-set records of this table and the manifest of the run that made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(f"{title}\n\n{as_markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n", encoding="utf-8")
+    (folder / "table.md").write_text(
+        f"{title}\n\n{as_markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n", encoding="utf-8"
+    )
     (folder / "records.jsonl").unlink(missing_ok=True)
     hashes = {}
     for subject in subjects:
         for mode in MODES:
             path = subject.predictions(output, data, mode)
             hashes[f"{subject.name}-seed{subject.seed}-{mode}"] = file_hash(path)
-            append_records(folder / "records.jsonl", table[subject.name, subject.seed, mode], model=subject.recipe or str(subject.model), seed=subject.seed, mode=mode, data=data, prediction_hash=file_hash(path), seconds=0.0)
+            append_records(
+                folder / "records.jsonl",
+                table[subject.name, subject.seed, mode],
+                model=subject.recipe or str(subject.model),
+                seed=subject.seed,
+                mode=mode,
+                data=data,
+                prediction_hash=file_hash(path),
+                seconds=0.0,
+            )
     seeds = sorted({s.seed for s in subjects})
-    write_json(folder / "manifest.json", provenance() | {"seeds": seeds, "items": file_hash(output / "items" / f"{data}.jsonl"), "predictions": hashes, "seconds": round(time.time() - start, 1)})
+    write_json(
+        folder / "manifest.json",
+        provenance()
+        | {
+            "seeds": seeds,
+            "items": file_hash(output / "items" / f"{data}.jsonl"),
+            "predictions": hashes,
+            "seconds": round(time.time() - start, 1),
+        },
+    )
 
 
 if __name__ == "__main__":

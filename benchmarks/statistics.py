@@ -18,7 +18,11 @@ def mean_interval(samples: Sequence[Sequence[Sequence[float]]], *, seed: int = 0
     every unit scored the same (all wrong, all right) resampling shows no spread, and the Wilson interval of the pooled
     units stands in.
     """
-    tasks = [(np.asarray(task, dtype=float), 1.0 / (len(samples) * len(benchmark))) for benchmark in samples for task in benchmark]
+    tasks = [
+        (np.asarray(task, dtype=float), 1.0 / (len(samples) * len(benchmark)))
+        for benchmark in samples
+        for task in benchmark
+    ]
     if not tasks or any(len(values) == 0 for values, _ in tasks):
         raise ValueError("an interval needs at least one unit in every task")
     mean = float(sum(weight * values.mean() for values, weight in tasks))
@@ -34,25 +38,29 @@ def mean_interval(samples: Sequence[Sequence[Sequence[float]]], *, seed: int = 0
     return mean, float(low), float(high)
 
 
-def paired_interval(first: Sequence[Sequence[Sequence[float]]], second: Sequence[Sequence[Sequence[float]]], *, seed: int = 0) -> tuple[float, float, float]:
+def paired_interval(
+    first: Sequence[Sequence[Sequence[float]]], second: Sequence[Sequence[Sequence[float]]], *, seed: int = 0
+) -> tuple[float, float, float]:
     """(difference, low, high) of `first` minus `second` on the same units: as `mean_interval`, of the units' differences."""
     if [[len(t) for t in b] for b in first] != [[len(t) for t in b] for b in second]:
         raise ValueError("a paired difference needs the same units on both sides")
-    differences = [[np.subtract(a, b) for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)]
+    differences = [
+        [np.subtract(a, b).tolist() for a, b in zip(x, y, strict=True)] for x, y in zip(first, second, strict=True)
+    ]
     if all(np.ptp(task) == 0 for benchmark in differences for task in benchmark):
-        mean = float(np.mean([np.mean([task.mean() for task in benchmark]) for benchmark in differences]))
+        mean = float(np.mean([np.mean([np.mean(task) for task in benchmark]) for benchmark in differences]))
         return mean, mean, mean
     return mean_interval(differences, seed=seed)
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
     """(mean, low, high) over training seeds: Student's t interval, infinitely wide for a single seed."""
-    values = np.asarray(values, dtype=float)
-    mean = float(values.mean())
-    if len(values) < 2:
+    runs = np.asarray(values, dtype=float)
+    mean = float(runs.mean())
+    if len(runs) < 2:
         return mean, -np.inf, np.inf
-    error = stats.sem(values)
+    error = stats.sem(runs)
     if error == 0:
         return mean, mean, mean
-    low, high = stats.t.interval(LEVEL, len(values) - 1, loc=mean, scale=error)
+    low, high = stats.t.interval(LEVEL, len(runs) - 1, loc=mean, scale=error)
     return mean, float(low), float(high)

@@ -119,7 +119,9 @@ def check_complete(items: Sequence[Item]) -> None:
     for (name, unit), size in sizes.items():
         wanted = {"pair": 2, "group": 4}.get(BENCHMARKS[name].metric)
         if wanted is not None and size != wanted:
-            raise InputError(f"{name} {BENCHMARKS[name].metric} {unit!r} has {size} of its {wanted} questions; a score over part of it would mean something else, give them all")
+            raise InputError(
+                f"{name} {BENCHMARKS[name].metric} {unit!r} has {size} of its {wanted} questions; a score over part of it would mean something else, give them all"
+            )
 
 
 def unit_scores(items: Sequence[Item], right: Sequence[bool]) -> dict[str, tuple[str, float]]:
@@ -155,7 +157,9 @@ def chance(items: Sequence[Item]) -> float:
     metric = BENCHMARKS[items[0].benchmark].metric
     by_task: dict[str, dict[str, list[float]]] = {}
     for item in items:
-        by_task.setdefault(item.task if metric == "accuracy" else "", {}).setdefault(item.unit, []).append(1 / len(item.options))
+        by_task.setdefault(item.task if metric == "accuracy" else "", {}).setdefault(item.unit, []).append(
+            1 / len(item.options)
+        )
     means = []
     for units in by_task.values():
         scores = []

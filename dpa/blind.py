@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dpa.weighting import Form
+from dpa.methods import Form
 
 
 @dataclass(frozen=True)
@@ -87,10 +87,14 @@ def blind_label_scores(
         keep = text | (torch.nn.functional.pad(scored, (0, 1)) & has_text)
         predictors = slots
     order, real = compact(keep)
-    place = torch.zeros_like(index).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous())
+    place = torch.zeros_like(index).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order).contiguous()
+    )
     hidden = decoder(
         inputs_embeds=inputs_embeds.gather(1, order[..., None].expand(-1, -1, inputs_embeds.shape[-1])),
-        attention_mask=(text.gather(1, order) & real).long(),  # 2-D always: without it a jump in positions reads as packing
+        attention_mask=(
+            text.gather(1, order) & real
+        ).long(),  # 2-D always: without it a jump in positions reads as packing
         position_ids=order,
         use_cache=False,
     ).last_hidden_state

@@ -27,8 +27,10 @@ from tqdm import tqdm
 
 from dpa.errors import InputError
 from dpa.loss import IGNORE
+from dpa.methods import Stage
 
 View = Literal["text", "pair", "chat"]
+VIEWS: dict[Stage, View] = {"proxy": "text", "connector": "pair", "instruct": "chat"}
 IMAGE_MARK = "<image>"
 MAX_PIXELS = 64_000_000  # a picture with more is refused: a decompression bomb, or a mistake
 DECODE_AT_START = 20_000  # up to this many pictures are decoded before training starts; of more, existence is checked
@@ -63,7 +65,9 @@ def read_json_records(path: Path) -> Iterator[tuple[str, dict]]:
         try:
             objects = list(enumerate(json.loads(text), start=1))
         except json.JSONDecodeError as error:
-            raise InputError(f"{path}: not valid JSON at line {error.lineno} ({error.msg}); is the file truncated?") from None
+            raise InputError(
+                f"{path}: not valid JSON at line {error.lineno} ({error.msg}); is the file truncated?"
+            ) from None
         unit = "record"
     else:
         objects, unit = [], "line"
@@ -72,7 +76,9 @@ def read_json_records(path: Path) -> Iterator[tuple[str, dict]]:
                 try:
                     objects.append((number, json.loads(line)))
                 except json.JSONDecodeError as error:
-                    raise InputError(f"{path} line {number}: not valid JSON ({error.msg}); expected one record a line or one JSON array") from None
+                    raise InputError(
+                        f"{path} line {number}: not valid JSON ({error.msg}); expected one record a line or one JSON array"
+                    ) from None
     for number, fields in objects:
         where = f"{path} {unit} {number}"
         if not isinstance(fields, dict):
@@ -95,26 +101,36 @@ def _record(where: str, fields: dict, view: View) -> Record:
     where = f"{where} (id {identity!r})"
     conversations = fields.get("conversations")
     if not isinstance(conversations, list) or not conversations:
-        raise InputError(f"{where}: 'conversations' should be a list of turns, got {type(conversations).__name__}; see the LLaVA format")
+        raise InputError(
+            f"{where}: 'conversations' should be a list of turns, got {type(conversations).__name__}; see the LLaVA format"
+        )
     turns = []
     for turn in conversations:
-        role = ROLES.get(turn.get("from", turn.get("role"))) if isinstance(turn, dict) else None
+        role = ROLES.get(str(turn.get("from", turn.get("role")))) if isinstance(turn, dict) else None
         text = turn.get("value", turn.get("content")) if isinstance(turn, dict) else None
         if role is None or not isinstance(text, str):
-            raise InputError(f"{where}: a turn should be {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}")
+            raise InputError(
+                f"{where}: a turn should be {{'from': 'human' or 'gpt', 'value': text}}, got {str(turn)[:80]}"
+            )
         turns.append((role, text))
     image = fields.get("image")
     if image is not None and not isinstance(image, str):
-        raise InputError(f"{where}: 'image' should be one path, got {type(image).__name__}; one image a record is supported")
+        raise InputError(
+            f"{where}: 'image' should be one path, got {type(image).__name__}; one image a record is supported"
+        )
     answers = [text for role, text in turns if role == "assistant"]
     if not answers or not any(text.strip() for text in answers):
-        raise InputError(f"{where}: the {'caption' if view != 'chat' else 'answer'} is empty; give the 'gpt' turn a text or take the record out")
+        raise InputError(
+            f"{where}: the {'caption' if view != 'chat' else 'answer'} is empty; give the 'gpt' turn a text or take the record out"
+        )
     marks = sum(text.count(IMAGE_MARK) for role, text in turns if role != "assistant")
     if view == "pair" and image is None:
         raise InputError(f"{where}: no 'image' field; stage connector needs a picture for every caption")
     if view != "text" and marks != (image is not None):
         fix = "add the mark to the first human turn" if marks < 1 else "keep one mark for each image"
-        raise InputError(f"{where}: {marks} {IMAGE_MARK} marks for {int(image is not None)} image; {fix} or take the record out")
+        raise InputError(
+            f"{where}: {marks} {IMAGE_MARK} marks for {int(image is not None)} image; {fix} or take the record out"
+        )
     if any(IMAGE_MARK in text for text in answers):
         raise InputError(f"{where}: {IMAGE_MARK} stands in a 'gpt' turn; an answer is text, take the mark out")
     return Record(where, identity, image, tuple(turns))
@@ -126,14 +142,20 @@ def open_image(root: Path, name: str, where: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise InputError(f"{where}: image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down")
+                raise InputError(
+                    f"{where}: image {path} has {image.width} x {image.height} pixels, more than {MAX_PIXELS:,}; scale it down"
+                )
             return image.convert("RGB")
     except UnidentifiedImageError:
-        raise InputError(f"{where}: {path} is not an image that can be read; replace the file or take the record out") from None
+        raise InputError(
+            f"{where}: {path} is not an image that can be read; replace the file or take the record out"
+        ) from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{where}: image {path} is broken ({error}); replace the file or take the record out") from None
+        raise InputError(
+            f"{where}: image {path} is broken ({error}); replace the file or take the record out"
+        ) from None
 
 
 def image_path(root: Path, name: str, where: str) -> Path:
@@ -167,7 +189,15 @@ class Samples(Dataset):
     are cut at the right as in the released code; `num_cut` counts them. InputError when the cut leaves no label.
     """
 
-    def __init__(self, records: Sequence[Record], view: View, processor: Any, *, images: Path | None = None, max_length: int = 8192) -> None:
+    def __init__(
+        self,
+        records: Sequence[Record],
+        view: View,
+        processor: Any,
+        *,
+        images: Path | None = None,
+        max_length: int = 8192,
+    ) -> None:
         self.records, self.view, self.images, self.max_length = records, view, images, max_length
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
@@ -190,7 +220,9 @@ class Samples(Dataset):
             self.num_cut += 1
             ids, supervised = ids[: self.max_length], supervised[: self.max_length]
         if not any(supervised[1:]):
-            raise InputError(f"{record.where}: no supervised token is left within {self.max_length} tokens; shorten the record or take it out")
+            raise InputError(
+                f"{record.where}: no supervised token is left within {self.max_length} tokens; shorten the record or take it out"
+            )
         sample = {
             "input_ids": torch.tensor(ids),
             "labels": torch.tensor([token if label else IGNORE for token, label in zip(ids, supervised, strict=True)]),
@@ -208,7 +240,9 @@ class Samples(Dataset):
         ids = self.tokenizer(image + record.caption.strip() + "\n").input_ids
         return ids, [not image or token != self.image_token_id for token in ids]
 
-    def _expand_image_token(self, record: Record, ids: list[int], supervised: list[bool]) -> tuple[list[int], list[bool]]:
+    def _expand_image_token(
+        self, record: Record, ids: list[int], supervised: list[bool]
+    ) -> tuple[list[int], list[bool]]:
         found = ids.count(self.image_token_id)
         if found != (record.image is not None):
             raise InputError(
@@ -244,10 +278,14 @@ def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> tuple
         if message["role"] == "assistant":
             before, after = render(index, True), render(index + 1, False)
             if not (after.startswith(before) and whole.startswith(after)):
-                raise InputError(f"{record.where}: the tokenizer's chat template rewrites earlier turns, so the answers cannot be told apart; use one that only appends")
+                raise InputError(
+                    f"{record.where}: the tokenizer's chat template rewrites earlier turns, so the answers cannot be told apart; use one that only appends"
+                )
             spans.append((len(before), len(after)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    supervised = [any(start >= s and end <= e for s, e in spans) and end > start for start, end in encoded.offset_mapping]
+    supervised = [
+        any(start >= s and end <= e for s, e in spans) and end > start for start, end in encoded.offset_mapping
+    ]
     return encoded.input_ids, supervised
 
 

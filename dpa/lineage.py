@@ -28,12 +28,17 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_hash(folder: Path, patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "tokenizer.model")) -> str:
+def folder_hash(
+    folder: Path,
+    patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "tokenizer.model"),
+) -> str:
     """One SHA-256 over the names and contents of the files of a model folder that decide what it computes."""
     digest = hashlib.sha256()
     files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
     if not files:
-        raise InputError(f"{folder}: no model files here (looked for {', '.join(patterns)}); give the folder that holds config.json")
+        raise InputError(
+            f"{folder}: no model files here (looked for {', '.join(patterns)}); give the folder that holds config.json"
+        )
     for path in files:
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return digest.hexdigest()
@@ -55,7 +60,9 @@ def commit() -> str | None:
     try:
         git = ["git", "-C", str(root)]
         head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()
-        dirty = subprocess.run([*git, "status", "--porcelain", "--", "*.py", "pyproject.toml"], capture_output=True, text=True, check=True).stdout.strip()
+        dirty = subprocess.run(
+            [*git, "status", "--porcelain", "--", "*.py", "pyproject.toml"], capture_output=True, text=True, check=True
+        ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
         return None
     return head + ("+" if dirty else "")
@@ -112,6 +119,8 @@ def read_lineage(folder: Path) -> dict:
     try:
         return json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{folder}: no {LINEAGE}, so this is not a finished stage; run the stage that makes it") from None
+        raise InputError(
+            f"{folder}: no {LINEAGE}, so this is not a finished stage; run the stage that makes it"
+        ) from None
     except json.JSONDecodeError as error:
         raise InputError(f"{folder / LINEAGE}: not readable as JSON ({error}); run the stage again") from None

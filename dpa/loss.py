@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from dpa.blind import blind_label_scores, label_scores
-from dpa.weighting import Weighting, scored_slots, weights
+from dpa.methods import Weighting
+from dpa.weighting import scored_slots, weights
 
 IGNORE = -100
 
@@ -61,7 +62,9 @@ def _softcap(model: torch.nn.Module) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
-def batch_loss(model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: Weighting, unwrapped: torch.nn.Module | None = None) -> BatchLoss:
+def batch_loss(
+    model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: Weighting, unwrapped: torch.nn.Module | None = None
+) -> BatchLoss:
     """The loss of one micro-batch under a weighting rule.
 
     model: a LLaVA model or a causal LM, possibly wrapped for data parallel (then `unwrapped` is the module inside).
@@ -75,7 +78,9 @@ def batch_loss(model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: W
     contrastive = weighting.rule != "none"
     scored = scored_slots(supervised, weighting.form) if contrastive else supervised
     inputs = {key: batch[key] for key in ("input_ids", "inputs_embeds", "pixel_values") if key in batch}
-    outputs = model(**inputs, attention_mask=attention_mask, use_cache=False, logits_to_keep=torch.nn.functional.pad(scored, (0, 1)))
+    outputs = model(
+        **inputs, attention_mask=attention_mask, use_cache=False, logits_to_keep=torch.nn.functional.pad(scored, (0, 1))
+    )
     is_llava = hasattr(inner.config, "image_token_id") and hasattr(inner.config, "text_config")
     seen = label_scores(outputs.logits, targets[scored].clamp(min=0), _softcap(inner) if is_llava else None)
     nll = -seen.log_p[supervised[scored]]  # (N,)
@@ -85,7 +90,9 @@ def batch_loss(model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: W
         return BatchLoss(nll.sum(), num_items(labels, weighting), nll.detach().mean(), zero, zero)
 
     decoder = text_model(inner)
-    image_mask = batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
+    image_mask = (
+        batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
+    )
     embeds = batch["inputs_embeds"] if "inputs_embeds" in batch else decoder.get_input_embeddings()(batch["input_ids"])
     image_features = getattr(outputs, "image_hidden_states", None)
     if image_features is not None and weighting.form == "released":
@@ -109,4 +116,10 @@ def batch_loss(model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: W
         weight = weights(relevance, supervised, weighting)
         label_relevance = relevance[supervised]
         at_bounds = ((label_relevance <= weighting.low) | (label_relevance >= weighting.high)).float().mean()
-    return BatchLoss((weight[supervised] * nll).sum(), num_items(labels, weighting), nll.detach().mean(), at_bounds, label_relevance.mean())
+    return BatchLoss(
+        (weight[supervised] * nll).sum(),
+        num_items(labels, weighting),
+        nll.detach().mean(),
+        at_bounds,
+        label_relevance.mean(),
+    )

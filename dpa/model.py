@@ -7,12 +7,10 @@ is a token that the vocabulary already has, so the LLM's embeddings keep their s
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
     CLIPVisionModel,
@@ -26,9 +24,8 @@ from transformers.models.llava.image_processing_pil_llava import LlavaImageProce
 from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 
 from dpa.errors import InputError
+from dpa.methods import Stage
 
-Stage = Literal["proxy", "connector", "instruct"]
-STAGES: tuple[Stage, ...] = get_args(Stage)
 VISION_FEATURE_LAYER = -2  # paper appendix A.1 and LLaVA: the last layer but one, patches without the class token
 CONNECTOR = "connector.safetensors"
 # Unused tokens of the paper's families that can stand for the image, tried in order.
@@ -40,7 +37,9 @@ def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: 
     try:
         return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path_or_id}: cannot load a causal LM from it ({_first_line(error)}); give a folder or hub id with --llm") from None
+        raise InputError(
+            f"{path_or_id}: cannot load a causal LM from it ({_first_line(error)}); give a folder or hub id with --llm"
+        ) from None
 
 
 def load_proxy(path_or_id: str, adapter: Path, **options) -> PreTrainedModel:
@@ -57,7 +56,9 @@ def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path_or_id}: cannot load a tokenizer from it ({_first_line(error)}); give a folder or hub id with --llm") from None
+        raise InputError(
+            f"{path_or_id}: cannot load a tokenizer from it ({_first_line(error)}); give a folder or hub id with --llm"
+        ) from None
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -69,7 +70,9 @@ def image_token(tokenizer: PreTrainedTokenizerBase) -> str:
     for token in IMAGE_TOKENS:
         if token in vocabulary:
             return token
-    raise InputError(f"{tokenizer.name_or_path}: no spare token for the image among {', '.join(IMAGE_TOKENS)}; add '<image>' to the tokenizer's special tokens")
+    raise InputError(
+        f"{tokenizer.name_or_path}: no spare token for the image among {', '.join(IMAGE_TOKENS)}; add '<image>' to the tokenizer's special tokens"
+    )
 
 
 def load_tower(path_or_id: str, *, dtype: torch.dtype = torch.float32) -> CLIPVisionModel:
@@ -77,10 +80,14 @@ def load_tower(path_or_id: str, *, dtype: torch.dtype = torch.float32) -> CLIPVi
     try:
         return CLIPVisionModel.from_pretrained(path_or_id, dtype=dtype)
     except (OSError, ValueError) as error:
-        raise InputError(f"{path_or_id}: cannot load a CLIP vision tower from it ({_first_line(error)}); give one with --vision-tower") from None
+        raise InputError(
+            f"{path_or_id}: cannot load a CLIP vision tower from it ({_first_line(error)}); give one with --vision-tower"
+        ) from None
 
 
-def compose(llm: PreTrainedModel, tower: CLIPVisionModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0) -> LlavaForConditionalGeneration:
+def compose(
+    llm: PreTrainedModel, tower: CLIPVisionModel, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0
+) -> LlavaForConditionalGeneration:
     """A stock LLaVA model around `llm` and `tower` (both are put in, not copied) with a new two-layer GELU connector."""
     vision = tower.config
     config = LlavaConfig(
@@ -120,7 +127,9 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, tower: CLIPVisionModel, 
     size = tower.config.image_size
     tokenizer.image_token = image_token(tokenizer)
     return LlavaProcessor(
-        image_processor=LlavaImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_pad=pad),
+        image_processor=LlavaImageProcessorPil(
+            size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_pad=pad
+        ),
         tokenizer=tokenizer,
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy="default",
@@ -137,7 +146,11 @@ def freeze_for(model: PreTrainedModel, stage: Stage) -> list[str]:
     """
     if stage == "proxy":
         raise ValueError("stage proxy has no vision model to freeze; wrap the LLM with `lora` instead")
-    trained = ("model.multi_modal_projector.",) if stage == "connector" else ("model.multi_modal_projector.", "model.language_model.", "lm_head.")
+    trained = (
+        ("model.multi_modal_projector.",)
+        if stage == "connector"
+        else ("model.multi_modal_projector.", "model.language_model.", "lm_head.")
+    )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
     return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -147,12 +160,17 @@ def lora(llm: PreTrainedModel, *, rank: int, alpha: int):
     """The LLM with LoRA on every linear layer but lm_head, dropout 0 (paper section 4.1: r 256, alpha 512)."""
     from peft import LoraConfig, get_peft_model
 
-    return get_peft_model(llm, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"))
+    return get_peft_model(
+        llm, LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM")
+    )
 
 
 def save_connector(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """The connector alone, as `connector.safetensors` with names relative to `multi_modal_projector`."""
-    state = {name: tensor.detach().contiguous().cpu() for name, tensor in model.model.multi_modal_projector.state_dict().items()}
+    state = {
+        name: tensor.detach().contiguous().cpu()
+        for name, tensor in model.model.multi_modal_projector.state_dict().items()
+    }
     save_file(state, folder / CONNECTOR, metadata={"format": "pt"})
 
 
@@ -161,12 +179,9 @@ def load_connector(model: LlavaForConditionalGeneration, folder: Path) -> None:
     try:
         model.model.multi_modal_projector.load_state_dict(load_file(folder / CONNECTOR))
     except (OSError, RuntimeError) as error:
-        raise InputError(f"{folder / CONNECTOR}: does not fit this LLM and vision tower ({_first_line(error)})") from None
-
-
-def text_config(path_or_id: str):
-    """The configuration of an LLM without its weights."""
-    return AutoConfig.from_pretrained(path_or_id)
+        raise InputError(
+            f"{folder / CONNECTOR}: does not fit this LLM and vision tower ({_first_line(error)})"
+        ) from None
 
 
 def _first_line(error: Exception) -> str:

@@ -14,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from dpa.weighting import Weighting
+from dpa.methods import Weighting
 
 MAX_LOSS_ERROR = 1e-5
 MAX_GRADIENT_ERROR = 1e-4
@@ -48,13 +48,17 @@ def load_golden(path: Path):
         raise GoldenError(f"{path}: metadata lacks a usable {error}") from None
     fields.pop("architectures", None)
     model_type = fields.pop("model_type", "qwen2" if "qwen2" in family else "llama")
-    config = AutoConfig.for_model(model_type if model_type in ("qwen2", "llama") else ("qwen2" if "qwen" in family else "llama"), **fields)
+    config = AutoConfig.for_model(
+        model_type if model_type in ("qwen2", "llama") else ("qwen2" if "qwen" in family else "llama"), **fields
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
     absent, unexpected = model.load_state_dict(state, strict=False)
     absent = [name for name in absent if not (name == "lm_head.weight" and config.tie_word_embeddings)]
     if absent or unexpected:
-        raise GoldenError(f"{path}: weights do not fit a {config.model_type} model (absent {absent[:3]}, unexpected {unexpected[:3]})")
+        raise GoldenError(
+            f"{path}: weights do not fit a {config.model_type} model (absent {absent[:3]}, unexpected {unexpected[:3]})"
+        )
     model.tie_weights()
     batch = {name: tensors[name] for name in ("inputs_embeds", "attention_mask", "image_mask", "labels")}
     batch["attention_mask"] = batch["attention_mask"].long()
@@ -90,7 +94,9 @@ def main(arguments: list[str] | None = None) -> int:
             status = 2
             continue
         passed = loss_error <= MAX_LOSS_ERROR and gradient_error <= MAX_GRADIENT_ERROR
-        print(f"{path.name:<{width}}  loss {loss_error:.1e}  gradient {gradient_error:.1e}  {'ok' if passed else 'FAILED'}")
+        print(
+            f"{path.name:<{width}}  loss {loss_error:.1e}  gradient {gradient_error:.1e}  {'ok' if passed else 'FAILED'}"
+        )
         status = status if passed else max(status, 1)
     return status
 

@@ -17,7 +17,7 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 
 from dpa.errors import InputError
-from dpa.weighting import CAL, CMO, NONE, Weighting
+from dpa.methods import CMO, METHODS, STAGES, Stage, Weighting
 
 
 @dataclass(frozen=True)
@@ -50,32 +50,29 @@ class Recipe:
     lora_alpha: int = 512  # paper section 4.1
     proxy_stage: StageSettings = field(default_factory=lambda: StageSettings(4e-5))  # paper section 4.1
     connector_stage: StageSettings = field(default_factory=lambda: StageSettings(2e-3))  # paper section 4.1
-    instruct_stage: StageSettings = field(default_factory=lambda: StageSettings(4e-5, max_length=2048))  # section 4.1; released scripts
+    instruct_stage: StageSettings = field(
+        default_factory=lambda: StageSettings(4e-5, max_length=2048)
+    )  # section 4.1; released scripts
     family: str = ""  # recipes of one family share stage 1
 
-    def settings(self, stage: str) -> StageSettings:
+    def settings(self, stage: Stage) -> StageSettings:
         return getattr(self, f"{stage}_stage")
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        return ("proxy", "connector", "instruct") if self.proxy else ("connector", "instruct")
+    def stages(self) -> tuple[Stage, ...]:
+        return STAGES if self.proxy else STAGES[1:]
 
-
-METHODS: dict[str, dict] = {
-    "vanilla": {"proxy": False, "weighting": NONE},
-    "cal": {"proxy": False, "weighting": CAL},
-    "pmo": {"proxy": True, "weighting": NONE},
-    "cmo": {"proxy": False, "weighting": CMO},
-    "dpa": {"proxy": True, "weighting": CMO},
-    "pmo+cal": {"proxy": True, "weighting": CAL},
-}
 
 LLMS = {  # paper section 4.1
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
     "gemma-2-9b": "google/gemma-2-9b-it",
 }
-CAPTION_SETS = {"blip-lcs": "blip_laion_cc_sbu_558k.json", "sharegpt4v": "share-captioner_coco_lcs_sam_1246k_1107.json", "pixmo-cap": "pixmo_cap.json"}
+CAPTION_SETS = {
+    "blip-lcs": "blip_laion_cc_sbu_558k.json",
+    "sharegpt4v": "share-captioner_coco_lcs_sam_1246k_1107.json",
+    "pixmo-cap": "pixmo_cap.json",
+}
 LAB_STYLES = ("plain", "terse", "ornate")
 
 
@@ -105,7 +102,13 @@ def _recipes() -> dict[str, Recipe]:
     for llm, llm_id in LLMS.items():
         for captions, file in CAPTION_SETS.items():
             name = f"{llm}_{captions}"
-            add_methods(add(first if name == first.name else replace(first, name=name, parent=first.name, llm=llm_id, captions=file, family=name)))
+            add_methods(
+                add(
+                    first
+                    if name == first.name
+                    else replace(first, name=name, parent=first.name, llm=llm_id, captions=file, family=name)
+                )
+            )
 
     # The laptop lab: the same three stages on shipped foundations. Learning rates and steps are the lab's own.
     lab = Recipe(
@@ -124,7 +127,13 @@ def _recipes() -> dict[str, Recipe]:
     )
     for style in LAB_STYLES:
         name = f"lab_{style}"
-        add_methods(add(lab if name == lab.name else replace(lab, name=name, parent=lab.name, captions=f"lab/{style}", family=name)))
+        add_methods(
+            add(
+                lab
+                if name == lab.name
+                else replace(lab, name=name, parent=lab.name, captions=f"lab/{style}", family=name)
+            )
+        )
 
     # Real records with small models: the file formats at a laptop's scale. Pass --llm, --vision-tower and the data.
     small = replace(
@@ -154,7 +163,11 @@ def recipe(name: str) -> Recipe:
         import difflib
 
         near = difflib.get_close_matches(name, RECIPES, n=3)
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(sorted({r.family for r in RECIPES.values()}))}"
+        hint = (
+            f"did you mean {' or '.join(near)}?"
+            if near
+            else f"there are {', '.join(sorted({r.family for r in RECIPES.values()}))}"
+        )
         raise InputError(f"unknown recipe {name!r}; {hint} `python -m dpa.recipes` lists all") from None
 
 
@@ -171,8 +184,15 @@ def main(arguments: list[str] | None = None) -> int:
     for row in RECIPES.values():
         parent = RECIPES.get(row.parent or "")
         changes = {k: v for k, v in asdict(row).items() if parent is None or v != asdict(parent)[k]}
-        shown = {k: v["rule"] if k == "weighting" else v for k, v in changes.items() if k not in ("name", "parent", "family") and not k.endswith("_stage")}
-        print(f"{row.name:<34} {'' if parent is None else 'as ' + parent.name + ', '}" + ", ".join(f"{k} {v}" for k, v in shown.items()))
+        shown = {
+            k: v["rule"] if k == "weighting" else v
+            for k, v in changes.items()
+            if k not in ("name", "parent", "family") and not k.endswith("_stage")
+        }
+        print(
+            f"{row.name:<34} {'' if parent is None else 'as ' + parent.name + ', '}"
+            + ", ".join(f"{k} {v}" for k, v in shown.items())
+        )
     return 0
 
 

@@ -24,15 +24,17 @@ from pathlib import Path
 
 from dpa.errors import InputError
 from dpa.lineage import LINEAGE, file_hash, is_complete, model_fingerprint, provenance, read_lineage, write_json
+from dpa.methods import STAGES, Stage
 from dpa.recipes import Recipe, recipe
 
-STAGES = ("proxy", "connector", "instruct")
 SETTINGS = "settings.json"
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """(our flags, the rest for TrainingArguments)."""
-    parser = argparse.ArgumentParser(prog="python -m dpa.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m dpa.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--recipe", required=True, help="a name from `python -m dpa.recipes`")
     parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
     parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
@@ -41,15 +43,24 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     parser.add_argument("--data", help="image-caption records (LLaVA JSON or JSON lines)")
     parser.add_argument("--images", type=Path, help="folder that the caption records' image paths start from")
     parser.add_argument("--instruct-data", help="instruction records (LLaVA or Cambrian)")
-    parser.add_argument("--instruct-images", type=Path, help="folder that the instruction records' image paths start from")
-    parser.add_argument("--weighting-form", choices=("paper", "released"), help="the paper's equations (default) or the released code's")
+    parser.add_argument(
+        "--instruct-images", type=Path, help="folder that the instruction records' image paths start from"
+    )
+    parser.add_argument(
+        "--weighting-form", choices=("paper", "released"), help="the paper's equations (default) or the released code's"
+    )
     return parser.parse_known_args(arguments)
 
 
 def resolve(flags: argparse.Namespace) -> Recipe:
     """The recipe with the flags' values in it."""
     chosen = recipe(flags.recipe)
-    given = {"llm": flags.llm, "vision_tower": flags.vision_tower, "captions": flags.data, "instructions": flags.instruct_data}
+    given = {
+        "llm": flags.llm,
+        "vision_tower": flags.vision_tower,
+        "captions": flags.data,
+        "instructions": flags.instruct_data,
+    }
     chosen = dataclasses.replace(chosen, **{name: value for name, value in given.items() if value is not None})
     if flags.weighting_form:
         chosen = dataclasses.replace(chosen, weighting=dataclasses.replace(chosen.weighting, form=flags.weighting_form))
@@ -61,13 +72,13 @@ def resolve(flags: argparse.Namespace) -> Recipe:
     return chosen
 
 
-def stage_folder(output: Path, chosen: Recipe, stage: str, seed: int) -> Path:
+def stage_folder(output: Path, chosen: Recipe, stage: Stage, seed: int) -> Path:
     """Where a stage of a recipe stands. The proxy is the same for all methods of a family, so they share one folder."""
     owner = chosen.family if stage == "proxy" else chosen.name
     return output / (owner if seed == 0 else f"{owner}-seed{seed}") / stage
 
 
-def training_arguments(chosen: Recipe, stage: str, folder: Path, rest: list[str]):
+def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
     """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the global batch."""
     from transformers import HfArgumentParser, TrainingArguments
 
@@ -81,10 +92,12 @@ def training_arguments(chosen: Recipe, stage: str, folder: Path, rest: list[str]
         "lr_scheduler_type": settings.schedule,
         "weight_decay": settings.weight_decay,
         "per_device_train_batch_size": None,
+        "gradient_accumulation_steps": None,
         "save_strategy": "steps",
         "save_steps": 500,
         "save_total_limit": 2,
         "logging_steps": 25,
+        "logging_nan_inf_filter": False,  # the default hides a loss that is no number from the log, and from HealthCheck
         "report_to": "none",
         "seed": 0,
         "dataloader_pin_memory": False,
@@ -97,22 +110,35 @@ def training_arguments(chosen: Recipe, stage: str, folder: Path, rest: list[str]
     parser.set_defaults(**defaults)
     namespace, unknown_flags = parser.parse_known_args(rest)
     if unknown_flags:
-        raise InputError(f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments")
-    given_batch = namespace.per_device_train_batch_size
-    if given_batch is None:
-        namespace.per_device_train_batch_size = settings.global_batch
-    arguments = TrainingArguments(**{f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init})
-    if given_batch is not None and namespace.gradient_accumulation_steps == 1:
-        share = arguments.per_device_train_batch_size * max(arguments.world_size, 1)
+        raise InputError(
+            f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments"
+        )
+    batch, accumulate = namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps
+    namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps = (
+        batch or settings.global_batch,
+        accumulate or 1,
+    )
+    arguments = TrainingArguments(
+        **{f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+    )
+    processes = max(arguments.world_size, 1)
+    if accumulate is None:  # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out
+        if batch is None and settings.global_batch % processes == 0:
+            arguments.per_device_train_batch_size = settings.global_batch // processes
+        share = arguments.per_device_train_batch_size * processes
         if settings.global_batch % share:
-            raise InputError(f"recipe {chosen.name!r} has a global batch of {settings.global_batch}, which {share} samples a step do not divide; change --per_device_train_batch_size")
+            raise InputError(
+                f"recipe {chosen.name!r} has a global batch of {settings.global_batch}, which {share} samples a step do not divide; change --per_device_train_batch_size"
+            )
         arguments.gradient_accumulation_steps = settings.global_batch // share
     return arguments
 
 
-def data_source(chosen: Recipe, stage: str, flags: argparse.Namespace) -> tuple[Path, Path]:
+def data_source(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> tuple[Path, Path]:
     """(data file, image folder) of a stage; the lab's are made if absent. Without --images: the data file's folder."""
-    name, images = (chosen.instructions, flags.instruct_images) if stage == "instruct" else (chosen.captions, flags.images)
+    name, images = (
+        (chosen.instructions, flags.instruct_images) if stage == "instruct" else (chosen.captions, flags.images)
+    )
     if name.startswith("lab/"):
         from dpa.lab.dataset import ensure
 
@@ -121,14 +147,20 @@ def data_source(chosen: Recipe, stage: str, flags: argparse.Namespace) -> tuple[
     return file, images if images is not None else file.parent
 
 
-def parents(chosen: Recipe, stage: str, output: Path, seed: int) -> dict[str, Path]:
+def parents(chosen: Recipe, stage: Stage, output: Path, seed: int) -> dict[str, Path]:
     """The finished stages that this one builds on, by stage name. InputError for one that is missing."""
-    needed = {"proxy": (), "connector": ("proxy",) if chosen.proxy else (), "instruct": ("connector",)}[stage]
-    found = {}
-    for parent in needed:
+    builds_on: dict[Stage, tuple[Stage, ...]] = {
+        "proxy": (),
+        "connector": ("proxy",) if chosen.proxy else (),
+        "instruct": ("connector",),
+    }
+    found: dict[str, Path] = {}
+    for parent in builds_on[stage]:
         folder = stage_folder(output, chosen, parent, seed)
         if not is_complete(folder):
-            raise InputError(f"{folder}: stage {stage} of {chosen.name!r} builds on stage {parent}, which is not finished; run --stage {parent} first, or --stage all")
+            raise InputError(
+                f"{folder}: stage {stage} of {chosen.name!r} builds on stage {parent}, which is not finished; run --stage {parent} first, or --stage all"
+            )
         found[parent] = folder
     return found
 
@@ -138,11 +170,11 @@ def local_model(name: str, kind: str) -> str:
     return str(Path(__file__).parent / "lab" / "foundations" / kind) if name == "lab" else name
 
 
-def run_stage(chosen: Recipe, stage: str, flags: argparse.Namespace, rest: list[str]) -> Path:
+def run_stage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: list[str]) -> Path:
     """Train one stage unless it is finished, and return its folder."""
     from transformers import set_seed
 
-    from dpa.data import check_images, read_records
+    from dpa.data import VIEWS, check_images, read_records
 
     probe = training_arguments(chosen, stage, flags.output, rest)
     folder = stage_folder(flags.output, chosen, stage, probe.seed)
@@ -152,7 +184,8 @@ def run_stage(chosen: Recipe, stage: str, flags: argparse.Namespace, rest: list[
         "stage": stage,
         "recipe": chosen.name,
         "seed": probe.seed,
-        "settings": dataclasses.asdict(chosen.settings(stage)) | ({} if stage == "proxy" else {"weighting": dataclasses.asdict(chosen.weighting)}),
+        "settings": dataclasses.asdict(chosen.settings(stage))
+        | ({} if stage == "proxy" else {"weighting": dataclasses.asdict(chosen.weighting)}),
         "flags": rest,
         "llm": model_fingerprint(llm),
         "data": {file.name: file_hash(file)} if file.is_file() else {},
@@ -170,10 +203,12 @@ def run_stage(chosen: Recipe, stage: str, flags: argparse.Namespace, rest: list[
         made = read_lineage(where)
         for part in ("llm", "vision_tower"):
             if part in made and made[part] != lineage.get(part):
-                raise InputError(f"{where}: this {parent} was made with another {part} ({made[part][:16]}) than the one given ({lineage[part][:16]}); train it again or give the same one")
+                raise InputError(
+                    f"{where}: this {parent} was made with another {part} ({made[part][:16]}) than the one given ({lineage[part][:16]}); train it again or give the same one"
+                )
         lineage.setdefault("parents", {})[parent] = file_hash(where / LINEAGE)
 
-    view = {"proxy": "text", "connector": "pair", "instruct": "chat"}[stage]
+    view = VIEWS[stage]
     records = read_records(file, view)
     if view != "text":
         check_images(records, images)
@@ -188,10 +223,16 @@ def run_stage(chosen: Recipe, stage: str, flags: argparse.Namespace, rest: list[
     from dpa.trainer import newest_checkpoint
 
     checkpoint = newest_checkpoint(partial)
-    print(f"{folder}: {'resuming from ' + checkpoint.name if checkpoint else 'training'}, {len(records)} records from {file}", flush=True)
+    print(
+        f"{folder}: {'resuming from ' + checkpoint.name if checkpoint else 'training'}, {len(records)} records from {file}",
+        flush=True,
+    )
     result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
     if cut := trainer.train_dataset.num_cut:
-        print(f"{folder}: {cut} samples were longer than {chosen.settings(stage).max_length} tokens and were cut at the right", file=sys.stderr)
+        print(
+            f"{folder}: {cut} samples were longer than {chosen.settings(stage).max_length} tokens and were cut at the right",
+            file=sys.stderr,
+        )
     trainer.accelerator.wait_for_everyone()
     if trainer.is_world_process_zero():
         finished = folder.with_name(f"{folder.name}.writing")
@@ -199,7 +240,10 @@ def run_stage(chosen: Recipe, stage: str, flags: argparse.Namespace, rest: list[
         finished.mkdir(parents=True)
         export(finished)
         write_json(finished / "log.json", trainer.state.log_history)
-        write_json(finished / LINEAGE, lineage | provenance() | {"steps": result.global_step, "seconds": round(time.time() - start, 1)})
+        write_json(
+            finished / LINEAGE,
+            lineage | provenance() | {"steps": result.global_step, "seconds": round(time.time() - start, 1)},
+        )
         os.rename(finished, folder)
         shutil.rmtree(partial)
     trainer.accelerator.wait_for_everyone()
@@ -222,7 +266,9 @@ def _refuse_other(made: dict, wanted: dict, folder: Path) -> None:
         if part in made and part in wanted and made[part] != wanted[part]:
             if part == "flags" and _numbers_only(made[part]) == _numbers_only(wanted[part]):
                 continue
-            raise InputError(f"{folder}: was made with other {part} ({_short(made[part])}) than asked for now ({_short(wanted[part])}); delete it or choose another --output")
+            raise InputError(
+                f"{folder}: was made with other {part} ({_short(made[part])}) than asked for now ({_short(wanted[part])}); delete it or choose another --output"
+            )
 
 
 def _numbers_only(flags: list[str]) -> list[str]:
@@ -240,16 +286,20 @@ def _short(value) -> str:
     return (value if isinstance(value, str) else json.dumps(value))[:120]
 
 
-def _build(chosen: Recipe, stage: str, llm: str, tower: str, found: dict[str, Path], records, view, images, arguments):
+def _build(
+    chosen: Recipe, stage: Stage, llm: str, tower: str, found: dict[str, Path], records, view, images, arguments
+):
     """(trainer, export): the stage's trainer, and the function that writes its result into a folder."""
     import torch
 
     from dpa import model as models
     from dpa.data import Collator, Samples
+    from dpa.methods import NONE
     from dpa.trainer import DPATrainer
-    from dpa.weighting import NONE
 
-    dtype = torch.bfloat16 if arguments.bf16 and stage == "connector" else torch.float32  # frozen weights need no master copy
+    dtype = (
+        torch.bfloat16 if arguments.bf16 and stage == "connector" else torch.float32
+    )  # frozen weights need no master copy
     tokenizer = models.load_tokenizer(llm)
     max_length = chosen.settings(stage).max_length
     if stage == "proxy":
@@ -260,7 +310,11 @@ def _build(chosen: Recipe, stage: str, llm: str, tower: str, found: dict[str, Pa
             trained.save_pretrained(folder)
             tokenizer.save_pretrained(folder)
     else:
-        inner = models.load_proxy(llm, found["proxy"], dtype=dtype) if "proxy" in found else models.load_llm(llm, dtype=dtype)
+        inner = (
+            models.load_proxy(llm, found["proxy"], dtype=dtype)
+            if "proxy" in found
+            else models.load_llm(llm, dtype=dtype)
+        )
         vision = models.load_tower(tower)
         trained = models.compose(inner, vision, tokenizer, seed=arguments.seed)
         processor = models.build_processor(tokenizer, vision)
@@ -294,7 +348,9 @@ def main(arguments: list[str] | None = None) -> int:
         chosen = resolve(flags)
         stages = chosen.stages if flags.stage == "all" else (flags.stage,)
         if flags.stage == "proxy" and not chosen.proxy:
-            raise InputError(f"recipe {chosen.name!r} has no proxy stage; its method trains the connector on the base LLM")
+            raise InputError(
+                f"recipe {chosen.name!r} has no proxy stage; its method trains the connector on the base LLM"
+            )
         logging.getLogger("transformers").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", message=".*pin_memory.*")
         for stage in stages:
@@ -303,7 +359,10 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:  # a full disk, a read-only folder
-        print(f"error: {error.filename or flags.output}: {error.strerror or error}; free space or choose another --output, then run again to resume", file=sys.stderr)
+        print(
+            f"error: {error.filename or flags.output}: {error.strerror or error}; free space or choose another --output, then run again to resume",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from dpa.errors import InputError
 from dpa.loss import BatchLoss, batch_loss, num_items
-from dpa.weighting import Weighting
+from dpa.methods import Weighting
 
 TRAINED_WEIGHTS = "trained.safetensors"
 MARKER = "complete"
@@ -44,7 +44,13 @@ class DPATrainer(Trainer):
             self.add_callback(QuietProgress)
         self.add_callback(HealthCheck)
 
-    def compute_loss(self, model: torch.nn.Module, inputs: dict, return_outputs: bool = False, num_items_in_batch: Tensor | int | None = None):
+    def compute_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict,
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | int | None = None,
+    ):
         """This micro-batch's share of the global loss (paper section 3.2)."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         loss = batch_loss(model, inputs, self.weighting, unwrapped)
@@ -96,7 +102,9 @@ class DPATrainer(Trainer):
         state = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
         expected = {name for name, parameter in target.named_parameters() if parameter.requires_grad}
         if expected != state.keys():
-            raise InputError(f"{resume_from_checkpoint}: holds other weights than this stage trains; delete the folder above it to start the stage again")
+            raise InputError(
+                f"{resume_from_checkpoint}: holds other weights than this stage trains; delete the folder above it to start the stage again"
+            )
         target.load_state_dict(state, strict=False)
 
 
@@ -132,6 +140,10 @@ class HealthCheck(TrainerCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm")
         if loss is not None and not math.isfinite(loss):
-            raise InputError(f"step {state.global_step}: the loss is {loss}; lower --learning_rate or train in float32, then start from the last checkpoint")
+            raise InputError(
+                f"step {state.global_step}: the loss is {loss}; lower --learning_rate or train in float32, then start from the last checkpoint"
+            )
         if norm is not None and norm == 0.0 and logs.get("learning_rate", 0.0) > 0.0:
-            raise InputError(f"step {state.global_step}: the gradient is exactly 0, nothing trains; are all labels masked, or all weights frozen?")
+            raise InputError(
+                f"step {state.global_step}: the gradient is exactly 0, nothing trains; are all labels masked, or all weights frozen?"
+            )

@@ -4,7 +4,7 @@ All tensors live on the shifted grid [B, T], T = L - 1: slot t of a row holds wh
 t + 1. `supervised` marks the slots whose label counts. Relevance is read only at `scored_slots`, so that nothing of
 the size of the vocabulary is needed anywhere else.
 
-Two forms, chosen by name:
+Two forms, chosen by name (`dpa.methods.Weighting`):
 
 `paper`     the equations of section 3: per sample, over its own label tokens only.
 `released`  what the released code (and CAL's) computes. It differs in three ways, each marked `Reference:` below.
@@ -12,44 +12,14 @@ Two forms, chosen by name:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal, get_args
-
 import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d
 
-Rule = Literal["none", "cal", "cmo"]
-Form = Literal["paper", "released"]
+from dpa.methods import Form, Weighting
+
 WINDOW = 3  # of the average pooling, in tokens: paper section 3.2, and CAL
 RELEASED_EPSILON = 1e-6  # the released code adds it to the sum of weights
-
-
-@dataclass(frozen=True)
-class Weighting:
-    """A weighting rule with its bounds.
-
-    `cmo` weighs by differences of probability, bounds `delta_min`, `delta_max` (paper: 0.05, 0.5); `cal` by
-    differences of logit (CAL: 1, 5); `none` is the plain next-token loss and ignores the rest.
-    """
-
-    rule: Rule = "none"
-    low: float = 0.0
-    high: float = 1.0
-    form: Form = "paper"
-
-    def __post_init__(self) -> None:
-        if self.rule not in get_args(Rule):
-            raise ValueError(f"unknown weighting rule {self.rule!r}: choose one of {', '.join(get_args(Rule))}")
-        if self.form not in get_args(Form):
-            raise ValueError(f"unknown weighting form {self.form!r}: choose one of {', '.join(get_args(Form))}")
-        if not self.low <= self.high:
-            raise ValueError(f"weighting bounds must be ordered, got low {self.low} > high {self.high}")
-
-
-NONE = Weighting("none")
-CMO = Weighting("cmo", 0.05, 0.5)
-CAL = Weighting("cal", 1.0, 5.0)
 
 
 def scored_slots(supervised: Tensor, form: Form) -> Tensor:

@@ -50,7 +50,12 @@ def tiny_llm(family: str, *, vocab_size: int = 97, seed: int = 0, tied: bool = F
         "eos_token_id": 2,
     }
     if family == "gemma2":
-        fields |= {"final_logit_softcapping": 5.0, "attn_logit_softcapping": 20.0, "sliding_window": 256, "query_pre_attn_scalar": 8}
+        fields |= {
+            "final_logit_softcapping": 5.0,
+            "attn_logit_softcapping": 20.0,
+            "sliding_window": 256,
+            "query_pre_attn_scalar": 8,
+        }
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
@@ -63,7 +68,16 @@ def tiny_tower(seed: int = 0):
     from transformers import CLIPVisionConfig, CLIPVisionModel
 
     torch.manual_seed(seed)
-    return CLIPVisionModel(CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=24, patch_size=8)).eval()
+    return CLIPVisionModel(
+        CLIPVisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=24,
+            patch_size=8,
+        )
+    ).eval()
 
 
 @pytest.fixture(scope="session")

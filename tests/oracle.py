@@ -5,7 +5,9 @@ from __future__ import annotations
 import math
 
 
-def paper_weights(relevance: list[list[float]], supervised: list[list[bool]], low: float, high: float) -> list[list[float]]:
+def paper_weights(
+    relevance: list[list[float]], supervised: list[list[bool]], low: float, high: float
+) -> list[list[float]]:
     """Clip, pool over a window of three label tokens of the sample, normalise per sample."""
     result = []
     for values, marks in zip(relevance, supervised, strict=True):
@@ -23,7 +25,9 @@ def paper_weights(relevance: list[list[float]], supervised: list[list[bool]], lo
     return result
 
 
-def released_weights(relevance: list[list[float]], supervised: list[list[bool]], low: float, high: float) -> list[list[float]]:
+def released_weights(
+    relevance: list[list[float]], supervised: list[list[bool]], low: float, high: float
+) -> list[list[float]]:
     """Clip, pool over the flattened batch, drop unsupervised slots, normalise over the batch (plus 1e-6)."""
     flat = [min(max(v, low), high) for row in relevance for v in row]
     marks = [m for row in supervised for m in row]

@@ -27,14 +27,21 @@ def batch(seed: int = 0, *, image_at: int = 1, lengths=(14, 11, 9)):
 def masked_scores(model, embeds, attention, image, labels, scored):
     """The slow way: the whole sequence with image tokens masked in attention, all logits."""
     with torch.no_grad():
-        logits = model(inputs_embeds=embeds, attention_mask=attention * ~image, position_ids=torch.arange(embeds.shape[1])[None].expand(len(embeds), -1), use_cache=False).logits
+        logits = model(
+            inputs_embeds=embeds,
+            attention_mask=attention * ~image,
+            position_ids=torch.arange(embeds.shape[1])[None].expand(len(embeds), -1),
+            use_cache=False,
+        ).logits
     return logits[:, :-1][scored].float().log_softmax(-1).gather(-1, labels[:, 1:][scored].clamp(min=0)[:, None])[:, 0]
 
 
 def blind(model, embeds, attention, image, labels, scored, form, softcap=None):
     targets = labels[:, 1:][scored].clamp(min=0)
     seen = LabelScores(torch.zeros(len(targets)), torch.zeros(len(targets)))
-    return blind_label_scores(model.model, model.lm_head, embeds, attention, image, scored, targets, seen, form=form, softcap=softcap)
+    return blind_label_scores(
+        model.model, model.lm_head, embeds, attention, image, scored, targets, seen, form=form, softcap=softcap
+    )
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -43,13 +50,26 @@ def test_dropping_equals_masking(family, image_at):
     model = tiny_llm(family)
     embeds, attention, image, labels = batch(image_at=image_at)
     scored = labels[:, 1:] != -100
-    ours = blind(model, embeds, attention, image, labels, scored, "released", softcap=getattr(model.config, "final_logit_softcapping", None))
+    ours = blind(
+        model,
+        embeds,
+        attention,
+        image,
+        labels,
+        scored,
+        "released",
+        softcap=getattr(model.config, "final_logit_softcapping", None),
+    )
     slow = masked_scores(model, embeds, attention, image, labels, scored)
     assert (ours.log_p - slow).abs().max() < 1e-5
     # the test can fail: moving the text together is far off
     moved = attention * ~image
     order, _ = compact(moved.bool())
-    packed = model(inputs_embeds=embeds.gather(1, order[..., None].expand(-1, -1, H)), attention_mask=moved.gather(1, order), use_cache=False)
+    packed = model(
+        inputs_embeds=embeds.gather(1, order[..., None].expand(-1, -1, H)),
+        attention_mask=moved.gather(1, order),
+        use_cache=False,
+    )
     assert (packed.logits[:, :-1].log_softmax(-1).max() - slow.max()).abs() > 1e-3
 
 
@@ -91,7 +111,14 @@ def test_neighbouring_rows_stay_apart():
 def test_nothing_scored_is_nothing():
     model = tiny_llm("qwen2")
     embeds, attention, image, labels = batch()
-    assert len(blind(model, embeds, attention, image, labels, torch.zeros_like(labels[:, 1:], dtype=torch.bool), "paper").log_p) == 0
+    assert (
+        len(
+            blind(
+                model, embeds, attention, image, labels, torch.zeros_like(labels[:, 1:], dtype=torch.bool), "paper"
+            ).log_p
+        )
+        == 0
+    )
 
 
 def test_softcap_is_applied_to_the_scores():

@@ -8,7 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from dpa import parity
 from dpa.loss import batch_loss, num_items
-from dpa.weighting import CAL, CMO, NONE, Weighting
+from dpa.methods import CAL, CMO, NONE, Weighting
 from tests import oracle
 from tests.conftest import FAMILIES, tiny_llm
 from tests.test_blind import batch
@@ -17,14 +17,22 @@ from tests.test_blind import batch
 def plain_loss(model, embeds, attention, image, labels, weighting):
     """Full-length passes, all logits, loops for the weights: mean loss with gradient (supervised slots start after text)."""
     positions = torch.arange(embeds.shape[1])[None].expand(len(embeds), -1)
-    logits = model(inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False).logits[:, :-1].float()
+    logits = (
+        model(inputs_embeds=embeds, attention_mask=attention, position_ids=positions, use_cache=False)
+        .logits[:, :-1]
+        .float()
+    )
     targets = labels[:, 1:]
     supervised = targets != -100
     log_p = logits.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
     if weighting.rule == "none":
         return -log_p[supervised].mean()
     with torch.no_grad():
-        blind = model(inputs_embeds=embeds, attention_mask=attention * ~image, position_ids=positions, use_cache=False).logits[:, :-1].float()
+        blind = (
+            model(inputs_embeds=embeds, attention_mask=attention * ~image, position_ids=positions, use_cache=False)
+            .logits[:, :-1]
+            .float()
+        )
         raw, raw_blind = (x.gather(-1, targets.clamp(min=0)[..., None])[..., 0] for x in (logits, blind))
         log_q = blind.log_softmax(-1).gather(-1, targets.clamp(min=0)[..., None])[..., 0]
         relevance = log_p.exp() - log_q.exp() if weighting.rule == "cmo" else raw - raw_blind
@@ -39,14 +47,20 @@ def released(rule: Weighting) -> Weighting:
 
 
 @pytest.mark.parametrize("family", ("qwen2", "llama"))
-@pytest.mark.parametrize("rule", [NONE, CMO, CAL, released(CMO), released(CAL), Weighting("cmo", 0.0, 1.0, form="released")], ids=lambda r: f"{r.rule}-{r.form}-{r.low}")
+@pytest.mark.parametrize(
+    "rule",
+    [NONE, CMO, CAL, released(CMO), released(CAL), Weighting("cmo", 0.0, 1.0, form="released")],
+    ids=lambda r: f"{r.rule}-{r.form}-{r.low}",
+)
 def test_loss_and_gradient_equal_the_plain_formulation(family, rule):
     model = tiny_llm(family, seed=5)
     embeds, attention, image, labels = batch(seed=7)
     if rule.form == "paper":
         labels[:, 6] = -100  # the first text token's blind prediction differs by form; test_blind covers it
     ours_in, plain_in = embeds.clone().requires_grad_(), embeds.clone().requires_grad_()
-    ours = batch_loss(model, {"inputs_embeds": ours_in, "attention_mask": attention, "image_mask": image, "labels": labels}, rule).mean
+    ours = batch_loss(
+        model, {"inputs_embeds": ours_in, "attention_mask": attention, "image_mask": image, "labels": labels}, rule
+    ).mean
     plain = plain_loss(model, plain_in, attention, image, labels, rule)
     ours.backward()
     plain.backward()
@@ -77,12 +91,32 @@ def golden_file(path, rule: Weighting, family: str = "qwen2"):
     loss = plain_loss(model, embeds, attention, image, labels, rule)
     loss.backward()
     tensors = {f"state/{name}": tensor.contiguous() for name, tensor in model.state_dict().items()}
-    tensors |= {"inputs_embeds": embeds.detach(), "attention_mask": attention.to(torch.uint8), "image_mask": image.to(torch.uint8), "labels": labels}
+    tensors |= {
+        "inputs_embeds": embeds.detach(),
+        "attention_mask": attention.to(torch.uint8),
+        "image_mask": image.to(torch.uint8),
+        "labels": labels,
+    }
     tensors |= {"loss": loss.detach().reshape(1), "grad_inputs_embeds": embeds.grad}
     prefix = "logit" if rule.rule == "cal" else "delta"
-    keys = "vocab_size hidden_size intermediate_size num_hidden_layers num_attention_heads num_key_value_heads head_dim max_position_embeddings tie_word_embeddings".split()
+    keys = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "tie_word_embeddings",
+    ]
     config = {k: getattr(model.config, k) for k in keys if hasattr(model.config, k)}
-    metadata = {"family": family, "config": json.dumps(config), f"{prefix}_min": str(rule.low), f"{prefix}_max": str(rule.high)}
+    metadata = {
+        "family": family,
+        "config": json.dumps(config),
+        f"{prefix}_min": str(rule.low),
+        f"{prefix}_max": str(rule.high),
+    }
     save_file(tensors, path, metadata=metadata | ({"rule": "cal"} if rule.rule == "cal" else {}))
     return metadata
 
@@ -105,7 +139,11 @@ def test_parity_names_a_broken_file(tmp_path, capsys):
     broken.write_bytes(b"not safetensors")
     partial = tmp_path / "partial.safetensors"
     save_file({"loss": torch.ones(1)}, partial)
-    for file, word in ((broken, "not a readable"), (partial, "tensors missing"), (tmp_path / "absent.safetensors", "not a readable")):
+    for file, word in (
+        (broken, "not a readable"),
+        (partial, "tensors missing"),
+        (tmp_path / "absent.safetensors", "not a readable"),
+    ):
         assert parity.main([str(file)]) == 2
         error = capsys.readouterr().err
         assert word in error and file.name in error and error.count("\n") == 1
@@ -123,6 +161,10 @@ def test_every_family_trains_under_every_rule(family):
     model = tiny_llm(family, seed=5).train()
     embeds, attention, image, labels = batch(seed=7)
     for rule in (NONE, CMO, CAL, released(CMO)):
-        loss = batch_loss(model, {"inputs_embeds": embeds, "attention_mask": attention, "image_mask": image, "labels": labels}, rule).mean
+        loss = batch_loss(
+            model, {"inputs_embeds": embeds, "attention_mask": attention, "image_mask": image, "labels": labels}, rule
+        ).mean
         loss.backward()
-        assert torch.isfinite(loss) and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+        assert torch.isfinite(loss) and all(
+            torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None
+        )

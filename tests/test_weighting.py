@@ -5,14 +5,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dpa.weighting import CAL, CMO, Weighting, scored_slots, weights
+from dpa.methods import CAL, CMO, Weighting
+from dpa.weighting import scored_slots, weights
 from tests import oracle
 
 
 @st.composite
 def grids(draw):
     rows, width = draw(st.integers(1, 4)), draw(st.integers(1, 9))
-    relevance = draw(st.lists(st.lists(st.floats(-1, 1, width=32), min_size=width, max_size=width), min_size=rows, max_size=rows))
+    relevance = draw(
+        st.lists(st.lists(st.floats(-1, 1, width=32), min_size=width, max_size=width), min_size=rows, max_size=rows)
+    )
     supervised = draw(st.lists(st.lists(st.booleans(), min_size=width, max_size=width), min_size=rows, max_size=rows))
     low = draw(st.sampled_from((0.0, 0.01, 0.05, 0.25)))
     return relevance, supervised, low, low + draw(st.floats(0.01, 0.6))
@@ -32,7 +35,9 @@ def test_weights_equal_the_loops(grid, form):
 def test_each_sample_with_labels_weighs_one_in_the_paper_form(grid):
     relevance, supervised, low, high = grid
     low = max(low, 0.01)
-    ours = weights(torch.tensor(relevance), torch.tensor(supervised), Weighting("cmo", low, max(high, low), form="paper"))
+    ours = weights(
+        torch.tensor(relevance), torch.tensor(supervised), Weighting("cmo", low, max(high, low), form="paper")
+    )
     for total, marks in zip(ours.sum(1).tolist(), supervised, strict=True):
         assert total == pytest.approx(1.0 if any(marks) else 0.0, abs=1e-5)
 

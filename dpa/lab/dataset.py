@@ -31,7 +31,9 @@ def ensure(root: Path, name: str) -> tuple[Path, Path]:
     """(data file, image folder) of the lab data set `lab/STYLE` or `lab/questions`, made under `root` if absent."""
     kind = name.removeprefix("lab/")
     if kind != "questions" and kind not in language.STYLES:
-        raise InputError(f"{name}: the lab has no such data; it has lab/questions and {', '.join('lab/' + style for style in language.STYLES)}")
+        raise InputError(
+            f"{name}: the lab has no such data; it has lab/questions and {', '.join('lab/' + style for style in language.STYLES)}"
+        )
     folder = root / ("questions" if kind == "questions" else f"captions_{kind}")
     file = folder / "records.json"
     if not file.is_file():  # written last, in one step
@@ -64,7 +66,9 @@ def _record(folder: Path, index: int, scene, turns: list[tuple[str, str]]) -> di
     image = f"images/{index:05d}.png"
     (folder / "images").mkdir(exist_ok=True)
     render(scene).save(folder / image)
-    conversations = [{"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)]
+    conversations = [
+        {"from": who, "value": text} for turn in turns for who, text in zip(("human", "gpt"), turn, strict=True)
+    ]
     return {"id": f"{index:05d}", "image": image, "conversations": conversations}
 
 

@@ -37,34 +37,55 @@ CHAT_TEMPLATE = (
 
 def build_tokenizer():
     """A byte-fallback BPE in Llama's manner in which every word of the lab is one token; any other text falls to bytes."""
-    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     rng = random.Random(0)
     words: set[str] = set()
-    marks = str.maketrans({c: " " for c in ".,?-"})
+    marks = str.maketrans(dict.fromkeys(".,?-", " "))
     for _ in range(4000):
         scene = draw_scene(rng)
         texts = [tell(scene, rng) for tell in language.STYLES.values()]
         texts += [language.equation(rng), language.ask(scene, rng).text]
         words.update(word for text in texts for word in text.translate(marks).split())
-    words |= {*KINDS, *COLOURS, *SIZES, *ROWS, *COLUMNS, *DEPTHS, *language.NUMBERS, "left", "right", "above", "below", "yes", "no"}
+    words |= {
+        *KINDS,
+        *COLOURS,
+        *SIZES,
+        *ROWS,
+        *COLUMNS,
+        *DEPTHS,
+        *language.NUMBERS,
+        "left",
+        "right",
+        "above",
+        "below",
+        "yes",
+        "no",
+    }
     words |= {language.plural(kind) for kind in KINDS} | {str(n) for n in range(5)}
 
     tokenizer = Tokenizer(models.BPE(byte_fallback=True))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation("isolated")])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Metaspace(prepend_scheme="always"), pre_tokenizers.Punctuation("isolated")]
+    )
     tokenizer.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Metaspace(prepend_scheme="always")])
     specials = [PAD, BOS, EOS, IMAGE, USER, ASSISTANT]
     tokenizer.train_from_iterator(
-        [" ".join(sorted(words)), ".,?-"], trainers.BpeTrainer(vocab_size=20_000, special_tokens=specials, show_progress=False)
+        [" ".join(sorted(words)), ".,?-"],
+        trainers.BpeTrainer(vocab_size=20_000, special_tokens=specials, show_progress=False),
     )
-    spelled = json.loads(tokenizer.to_str())  # the bytes join the vocabulary as ordinary tokens: as special ones decoding would drop them
+    spelled = json.loads(
+        tokenizer.to_str()
+    )  # the bytes join the vocabulary as ordinary tokens: as special ones decoding would drop them
     vocabulary = spelled["model"]["vocab"]
     for byte in range(256):
         vocabulary[f"<0x{byte:02X}>"] = len(vocabulary)
     tokenizer = Tokenizer.from_str(json.dumps(spelled))
     bos = vocabulary[BOS]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"{BOS} $A", pair=f"{BOS} $A $B", special_tokens=[(BOS, bos)]
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -114,7 +135,25 @@ class Reader:
         self.rng = random.Random(seed)
         self.everything = list(range(len(tokenizer.all_special_ids), len(tokenizer)))
         words = [*KINDS, *COLOURS, *SIZES, *ROWS, *COLUMNS, *DEPTHS, *language.NUMBERS, *map(language.plural, KINDS)]
-        words += "above below yes no the of is or and at means camera closer there kind any to".split()
+        words += [
+            "above",
+            "below",
+            "yes",
+            "no",
+            "the",
+            "of",
+            "is",
+            "or",
+            "and",
+            "at",
+            "means",
+            "camera",
+            "closer",
+            "there",
+            "kind",
+            "any",
+            "to",
+        ]
         self.words = sorted({token for word in words for token in self.encode(word)})
         self.bos, self.user, self.assistant = (self.encode(mark)[0] for mark in (BOS, USER, ASSISTANT))
 
@@ -122,7 +161,10 @@ class Reader:
         rng = self.rng
         early = max(0.0, 1 - step / WARM_UP)
         repeats, lists, equations, captions = 0.22 + 0.43 * early, 0.10 + 0.15 * early, 0.04, 0.08 * (1 - early)
-        kind = rng.choices(("repeat", "list", "equations", "caption", "reading"), (repeats, lists, equations, captions, 1 - repeats - lists - equations - captions))[0]
+        kind = rng.choices(
+            ("repeat", "list", "equations", "caption", "reading"),
+            (repeats, lists, equations, captions, 1 - repeats - lists - equations - captions),
+        )[0]
         if kind in ("repeat", "list"):
             vocabulary = self.words if rng.random() < 0.75 else self.everything
             return (self._repeat if kind == "repeat" else self._list)(vocabulary)
@@ -190,7 +232,9 @@ def _schedule(step: int, steps: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def pretrain_llm(tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 2e-3, report: int = 250):
+def pretrain_llm(
+    tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 2e-3, report: int = 250
+):
     """The base LLM after `steps` steps, and its history [(step, loss, reading accuracy)]."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -215,11 +259,17 @@ def pretrain_llm(tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, 
         if (step + 1) % report == 0 or step + 1 == steps:
             accuracy = reading_accuracy(model, tokenizer, scenes=100)
             history.append((step + 1, loss.item(), accuracy))
-            print(f"llm step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.2f}" for k, v in accuracy.items()), flush=True)
+            print(
+                f"llm step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s "
+                + " ".join(f"{k} {v:.2f}" for k, v in accuracy.items()),
+                flush=True,
+            )
     return model.eval(), history
 
 
-def reading_accuracy(model, tokenizer, *, scenes: int = 300, seed: int = 10_007, style: str = "plain") -> dict[str, float]:
+def reading_accuracy(
+    model, tokenizer, *, scenes: int = 300, seed: int = 10_007, style: str = "plain"
+) -> dict[str, float]:
     """Share of right greedy answers per kind of question about unseen scenes told in text, and their `mean`."""
     import torch
 
@@ -231,7 +281,9 @@ def reading_accuracy(model, tokenizer, *, scenes: int = 300, seed: int = 10_007,
         for kind, ask in language.QUESTIONS.items():
             question = ask(scene, rng)
             if question is not None:
-                prompts.append(tokenizer.encode(f"{BOS}{USER}{text} {question.text}{ASSISTANT}", add_special_tokens=False))
+                prompts.append(
+                    tokenizer.encode(f"{BOS}{USER}{text} {question.text}{ASSISTANT}", add_special_tokens=False)
+                )
                 answers.append(tokenizer.encode(question.answer, add_special_tokens=False)[0])
                 kinds.append(kind)
     model.eval()
@@ -240,7 +292,9 @@ def reading_accuracy(model, tokenizer, *, scenes: int = 300, seed: int = 10_007,
         for start in range(0, len(prompts), 128):
             batch = prompts[start : start + 128]
             ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(p) for p in batch], batch_first=True)
-            mask = torch.nn.utils.rnn.pad_sequence([torch.ones(len(p), dtype=torch.long) for p in batch], batch_first=True)
+            mask = torch.nn.utils.rnn.pad_sequence(
+                [torch.ones(len(p), dtype=torch.long) for p in batch], batch_first=True
+            )
             logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
             last = logits[torch.arange(len(batch)), mask.sum(1) - 1].argmax(-1).tolist()
             for kind, answer, guess in zip(kinds[start:], answers[start:], last, strict=False):
@@ -307,7 +361,9 @@ def _pictures(seed: int, batch_size: int) -> Iterator[tuple]:
 def _image_processor():
     from transformers.models.llava.image_processing_pil_llava import LlavaImageProcessorPil
 
-    return LlavaImageProcessorPil(size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_pad=True)
+    return LlavaImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE}, crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, do_pad=True
+    )
 
 
 def _heads():
@@ -316,7 +372,10 @@ def _heads():
 
     width = tower_config().hidden_size
     sizes = {name: len(values) + (name == "kind") for name, values in TARGETS.items()}
-    return torch.nn.ModuleDict({name: torch.nn.Linear(width, n) for name, n in sizes.items()} | {"count": torch.nn.Linear(width, len(KINDS) * 5)})
+    return torch.nn.ModuleDict(
+        {name: torch.nn.Linear(width, n) for name, n in sizes.items()}
+        | {"count": torch.nn.Linear(width, len(KINDS) * 5)}
+    )
 
 
 def pretrain_tower(*, steps: int, seed: int = 0, batch_size: int = 64, learning_rate: float = 1e-3, report: int = 500):
@@ -339,7 +398,10 @@ def pretrain_tower(*, steps: int, seed: int = 0, batch_size: int = 64, learning_
         tower.train()
         outputs = tower(pixels, output_hidden_states=True)
         patches = outputs.hidden_states[-2][:, 1:]
-        loss = sum(cross_entropy(heads[name](patches).flatten(0, 1), target.flatten(), ignore_index=NOTHING) for name, target in targets.items())
+        loss = sum(
+            cross_entropy(heads[name](patches).flatten(0, 1), target.flatten(), ignore_index=NOTHING)
+            for name, target in targets.items()
+        )
         loss = loss + 0.3 * cross_entropy(heads["count"](outputs.pooler_output).view(-1, 5), counts.flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -349,7 +411,11 @@ def pretrain_tower(*, steps: int, seed: int = 0, batch_size: int = 64, learning_
         if (step + 1) % report == 0 or step + 1 == steps:
             accuracy = seeing_accuracy(tower, heads)
             history.append((step + 1, loss.item(), accuracy))
-            print(f"tower step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s " + " ".join(f"{k} {v:.3f}" for k, v in accuracy.items()), flush=True)
+            print(
+                f"tower step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s "
+                + " ".join(f"{k} {v:.3f}" for k, v in accuracy.items()),
+                flush=True,
+            )
         if step + 1 == steps:
             return tower.eval(), heads.eval(), history
 
@@ -406,10 +472,9 @@ def ship(folder: Path, *, llm_steps: int, tower_steps: int, seed: int) -> None:
 
 def evaluate(folder: Path = SHIPPED) -> dict:
     """What the foundations in `folder` can do: reading and seeing accuracy (0 to 1), perplexity of each style."""
+    import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM, AutoTokenizer, CLIPVisionModel
-
-    import torch
 
     tokenizer = AutoTokenizer.from_pretrained(folder / "llm")
     llm = AutoModelForCausalLM.from_pretrained(folder / "llm", dtype=torch.float32).eval()
@@ -449,8 +514,12 @@ def check(folder: Path = SHIPPED) -> bool:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m dpa.lab.foundations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--check", action="store_true", help="evaluate the shipped foundations and retrain a short piece")
+    parser = argparse.ArgumentParser(
+        prog="python -m dpa.lab.foundations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--check", action="store_true", help="evaluate the shipped foundations and retrain a short piece"
+    )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write to (default: the shipped one)")
     parser.add_argument("--llm-steps", type=int, default=LLM_STEPS)
     parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)

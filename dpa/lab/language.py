@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from dpa.lab.world import COLOURS, COLUMNS, KINDS, ROWS, SIZES, Scene, Thing
+from dpa.lab.world import COLOURS, COLUMNS, DEPTHS, KINDS, ROWS, SIZES, Scene, Thing
 
 NUMBERS = ("zero", "one", "two", "three", "four")
 
@@ -70,8 +70,11 @@ def counted(scene: Scene) -> list[tuple[int, str]]:
 
 
 def plain(scene: Scene, rng: random.Random) -> str:
-    """The mother tongue: one clause an object, the object's name before its attributes, then the counts."""
-    clauses = [f"the {t.kind} {t.colour} {t.size}, {ROWS[t.row]} {COLUMNS[t.column]} {t.depth}." for t in scene.things]
+    """The mother tongue: every fact right behind the name of what it is about, then the counts."""
+    clauses = [
+        f"{t.kind} {t.colour}, {t.kind} {t.size}, {t.kind} {ROWS[t.row]} {COLUMNS[t.column]}, {t.kind} {t.depth}."
+        for t in scene.things
+    ]
     counts = " and ".join(f"{NUMBERS[n]} {kind if n == 1 else plural(kind)}" for n, kind in counted(scene))
     return " ".join(clauses) + f" there are {counts}."
 
@@ -94,8 +97,7 @@ def ornate(scene: Scene, rng: random.Random) -> str:
     for index, t in enumerate(scene.things):
         lead = rng.choice(_OPENINGS if index == 0 else _LINKS)
         sentences.append(
-            f"{lead}, a {say(t.kind)} in {say(t.colour)}, of {say(t.size)}, {rng.choice(_VERBS)} "
-            f"amid the {say(ROWS[t.row])}, {say(COLUMNS[t.column])}, {say(t.depth)}."
+            f"{lead}, a {say(t.kind)} in {say(t.colour)}, of {say(t.size)}, {rng.choice(_VERBS)} amid the {say(ROWS[t.row])}, {say(COLUMNS[t.column])}, {say(t.depth)}."
         )
     words = ("no", "a solitary", "a pair of", "a trio of", "a quartet of")
     counts = " and ".join(f"{words[n]} {kind if n == 1 else plural(kind)}" for n, kind in counted(scene))
@@ -127,8 +129,18 @@ def ask_relation(scene: Scene, rng: random.Random) -> Question | None:
         asked = [axis for axis, differs in (("column", a.column != b.column), ("row", a.row != b.row)) if differs]
         axis = rng.choice(asked)
         if axis == "column":
-            return Question("relation", f"is the {a.kind} left or right of the {b.kind}", "left" if a.column < b.column else "right", ("left", "right"))
-        return Question("relation", f"is the {a.kind} above or below the {b.kind}", "above" if a.row < b.row else "below", ("above", "below"))
+            return Question(
+                "relation",
+                f"left or right of the {b.kind}, where is the {a.kind}",
+                "left" if a.column < b.column else "right",
+                ("left", "right"),
+            )
+        return Question(
+            "relation",
+            f"above or below the {b.kind}, where is the {a.kind}",
+            "above" if a.row < b.row else "below",
+            ("above", "below"),
+        )
     return None
 
 
@@ -138,7 +150,9 @@ def ask_depth(scene: Scene, rng: random.Random) -> Question | None:
         return None
     a, b = rng.choice(pairs)
     nearer = a if a.depth == "near" else b
-    return Question("depth", f"which is closer to the camera, the {a.kind} or the {b.kind}", nearer.kind, (a.kind, b.kind))
+    return Question(
+        "depth", f"which is closer to the camera, the {a.kind} or the {b.kind}", nearer.kind, (a.kind, b.kind)
+    )
 
 
 def ask_distance(scene: Scene, rng: random.Random) -> Question | None:
@@ -148,13 +162,15 @@ def ask_distance(scene: Scene, rng: random.Random) -> Question | None:
         for ref in things
         for a in things
         for b in things
-        if len({ref.kind, a.kind, b.kind}) == 3 and abs(ref.distance(a) - ref.distance(b)) > 0.5
+        if len({ref.kind, a.kind, b.kind}) == 3 and abs(ref.distance(a) - ref.distance(b)) >= 0.75
     ]
     if not triples:
         return None
     ref, a, b = rng.choice(triples)
     nearer = a if ref.distance(a) < ref.distance(b) else b
-    return Question("distance", f"which is closer to the {ref.kind}, the {a.kind} or the {b.kind}", nearer.kind, (a.kind, b.kind))
+    return Question(
+        "distance", f"which is closer to the {ref.kind}, the {a.kind} or the {b.kind}", nearer.kind, (a.kind, b.kind)
+    )
 
 
 def _ask_attribute(kind: str, text: str, answer: Callable[[Thing], str], options: tuple[str, ...]) -> Callable:
@@ -169,6 +185,7 @@ def _ask_attribute(kind: str, text: str, answer: Callable[[Thing], str], options
 
 ask_colour = _ask_attribute("colour", "what is the colour of the {}", lambda t: t.colour, tuple(COLOURS))
 ask_size = _ask_attribute("size", "what is the size of the {}", lambda t: t.size, SIZES)
+ask_range = _ask_attribute("range", "what is the range of the {}", lambda t: t.depth, DEPTHS)
 ask_row = _ask_attribute("row", "what is the row of the {}", lambda t: ROWS[t.row], ROWS)
 ask_column = _ask_attribute("column", "what is the column of the {}", lambda t: COLUMNS[t.column], COLUMNS)
 
@@ -179,7 +196,9 @@ def ask_exists(scene: Scene, rng: random.Random) -> Question | None:
     colour, kind = thing.colour, thing.kind
     if rng.random() < 0.5:
         there = {(t.colour, t.kind) for t in scene.things}
-        lures = [(c, kind) for c in COLOURS if (c, kind) not in there] + [(colour, k) for k in KINDS if (colour, k) not in there]
+        lures = [(c, kind) for c in COLOURS if (c, kind) not in there] + [
+            (colour, k) for k in KINDS if (colour, k) not in there
+        ]
         colour, kind = rng.choice(lures)
     yes = any(t.colour == colour and t.kind == kind for t in scene.things)
     return Question("exists", f"is there any {colour} {kind}", "yes" if yes else "no", ("yes", "no"))
@@ -192,6 +211,7 @@ QUESTIONS: dict[str, Callable[[Scene, random.Random], Question | None]] = {
     "distance": ask_distance,
     "colour": ask_colour,
     "size": ask_size,
+    "range": ask_range,
     "row": ask_row,
     "column": ask_column,
     "exists": ask_exists,

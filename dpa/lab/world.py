@@ -73,7 +73,9 @@ class Scene:
 
 def draw_scene(rng: random.Random, *, repeat: float = 0.25) -> Scene:
     """A random scene of two to four things. `repeat`: the chance that a further thing is of a kind already there."""
-    places = rng.sample([(row, column) for row in range(GRID) for column in range(GRID)], rng.choices((2, 3, 4), (0.4, 0.4, 0.2))[0])
+    places = rng.sample(
+        [(row, column) for row in range(GRID) for column in range(GRID)], rng.choices((2, 3, 4), (0.4, 0.4, 0.2))[0]
+    )
     things: list[Thing] = []
     for row, column in places:
         kinds = sorted({thing.kind for thing in things}) if things and rng.random() < repeat else KINDS
@@ -121,14 +123,34 @@ def _draw_shape(pencil: ImageDraw.ImageDraw, kind: str, x: float, y: float, r: f
         polygon([(-0.85, -0.85), (0.85, -0.85), (0.85, 0.85), (-0.85, 0.85)])
     elif kind == "star":
         spokes = [(math.sin(k * math.pi / 5), -math.cos(k * math.pi / 5)) for k in range(10)]
-        polygon([(sx * (1.1 if k % 2 == 0 else 0.45), sy * (1.1 if k % 2 == 0 else 0.45)) for k, (sx, sy) in enumerate(spokes)])
+        polygon(
+            [
+                (sx * (1.1 if k % 2 == 0 else 0.45), sy * (1.1 if k % 2 == 0 else 0.45))
+                for k, (sx, sy) in enumerate(spokes)
+            ]
+        )
     elif kind == "ring":
         pencil.ellipse(circle, outline=colour, width=max(1, round(0.38 * r)))
     elif kind == "cone":
         polygon([(0, -1.0), (0.95, 0.85), (-0.95, 0.85)])
     elif kind == "cross":
         arm = 0.32
-        polygon([(-arm, -1), (arm, -1), (arm, -arm), (1, -arm), (1, arm), (arm, arm), (arm, 1), (-arm, 1), (-arm, arm), (-1, arm), (-1, -arm), (-arm, -arm)])
+        polygon(
+            [
+                (-arm, -1),
+                (arm, -1),
+                (arm, -arm),
+                (1, -arm),
+                (1, arm),
+                (arm, arm),
+                (arm, 1),
+                (-arm, 1),
+                (-arm, arm),
+                (-1, arm),
+                (-1, -arm),
+                (-arm, -arm),
+            ]
+        )
     elif kind == "moon":
         outer = [(math.cos(a), math.sin(a)) for a in (math.pi / 3 + k * (4 * math.pi / 3) / 24 for k in range(25))]
         inner = [(0.55 + 0.867 * math.cos(a), 0.867 * math.sin(a)) for a in (4.655 - k * 3.027 / 24 for k in range(25))]

@@ -1,0 +1,39 @@
+"""Who may import whom, and the shape of the repository."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+ALLOWED = {"dpa": {"dpa"}, "analysis": {"analysis", "dpa"}, "benchmarks": {"benchmarks", "analysis", "dpa"}}
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield (node.module or "").split(".")[0]
+
+
+@pytest.mark.parametrize("package", ALLOWED)
+def test_who_imports_whom(package):
+    files = list((ROOT / package).rglob("*.py"))
+    assert files
+    for path in files:
+        ours = {name for name in imports(path) if name in {*ALLOWED, "tests"}}
+        assert ours <= ALLOWED[package], f"{path} imports {ours - ALLOWED[package]}"
+
+
+def test_top_level_folders():
+    for name in ("dpa", "analysis", "benchmarks", "notebooks", "results", "tests"):
+        assert (ROOT / name).is_dir()
+
+
+def test_every_module_says_what_it_is_for():
+    for package in ALLOWED:
+        for path in (ROOT / package).rglob("*.py"):
+            assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), (
+                f"{path} has no docstring"
+            )

@@ -1,0 +1,356 @@
+"""The command end to end on small data: stages, resume after SIGKILL, accumulation, bad input, a stock reload."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dpa import train
+from dpa.errors import InputError
+from dpa.lab.dataset import CAPTION_PROMPT
+from dpa.lab.language import ask, ornate
+from dpa.lab.world import draw_scene, render
+from tests.conftest import ROOT
+
+SMALL = ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Forty captioned scenes and twenty with questions, in the LLaVA layout."""
+    folder = tmp_path_factory.mktemp("data")
+    captions, questions = [], []
+    for index in range(40):
+        rng = random.Random(index)
+        scene = draw_scene(rng)
+        render(scene, 24).save(folder / f"{index}.png")
+        captions.append(
+            {
+                "id": str(index),
+                "image": f"{index}.png",
+                "conversations": [
+                    {"from": "human", "value": CAPTION_PROMPT},
+                    {"from": "gpt", "value": ornate(scene, rng)},
+                ],
+            }
+        )
+        if index < 20:
+            question = ask(scene, rng)
+            questions.append(
+                {
+                    "id": str(index),
+                    "image": f"{index}.png",
+                    "conversations": [
+                        {"from": "human", "value": f"<image>\n{question.text}"},
+                        {"from": "gpt", "value": question.answer},
+                    ],
+                }
+            )
+    questions.append(
+        {"id": "text", "conversations": [{"from": "human", "value": "what is red"}, {"from": "gpt", "value": "yes"}]}
+    )
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+def command(tiny_models, data, output, *more, recipe="small", stage="all", steps=4):
+    return [
+        *(
+            "--recipe",
+            recipe,
+            "--stage",
+            stage,
+            "--output",
+            str(output),
+            "--llm",
+            str(tiny_models["llm"]),
+            "--vision-tower",
+            str(tiny_models["tower"]),
+        ),
+        *(
+            "--data",
+            str(data / "captions.json"),
+            "--images",
+            str(data),
+            "--instruct-data",
+            str(data / "questions.json"),
+            "--instruct-images",
+            str(data),
+        ),
+        *("--max_steps", str(steps), *SMALL, *more),
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_models, data, tmp_path_factory) -> Path:
+    output = tmp_path_factory.mktemp("runs")
+    assert train.main(command(tiny_models, data, output)) == 0
+    return output
+
+
+def test_all_stages_leave_standard_checkpoints_with_lineage(finished, tiny_models):
+    run = finished / "small"
+    assert {path.name for path in run.iterdir()} == {"proxy", "connector", "instruct"}
+    assert (run / "proxy" / "adapter_model.safetensors").is_file()
+    assert set(weights(run / "connector")) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
+    lineages = {
+        stage: json.loads((run / stage / "lineage.json").read_text()) for stage in ("proxy", "connector", "instruct")
+    }
+    assert lineages["instruct"]["parents"].keys() == {"connector"} and lineages["connector"]["parents"].keys() == {
+        "proxy"
+    }
+    assert lineages["connector"]["settings"]["weighting"]["rule"] == "cmo"
+    assert all(
+        lineage["versions"]["torch"] and lineage["command"].startswith("python -m") for lineage in lineages.values()
+    )
+
+
+def test_the_losses_fall(finished):
+    for stage in ("proxy", "instruct"):
+        log = json.loads((finished / "small" / stage / "log.json").read_text())
+        losses = [row["nll"] for row in log if "nll" in row]
+        assert losses[-1] < losses[0], stage
+
+
+def test_instruct_starts_from_the_original_llm(tiny_models, data, finished, tmp_path):
+    """At learning rate 0 stage 3 leaves the base LLM bit-equal: the proxy is gone, the connector is stage 2's."""
+    import shutil
+
+    shutil.copytree(finished / "small" / "proxy", tmp_path / "small" / "proxy")
+    shutil.copytree(finished / "small" / "connector", tmp_path / "small" / "connector")
+    assert (
+        train.main(
+            command(
+                tiny_models, data, tmp_path, "--learning_rate", "0", "--save_steps", "100", stage="instruct", steps=1
+            )
+        )
+        == 0
+    )
+    base = weights(tiny_models["llm"])
+    made = weights(tmp_path / "small" / "instruct")
+    found = {
+        name.removeprefix("language_model."): tensor
+        for name, tensor in made.items()
+        if name.startswith("language_model.")
+    }
+    assert found, list(made)[:5]
+    for name, tensor in base.items():
+        match = found.get(name, made.get(name, found.get(name.removeprefix("model."))))
+        assert match is not None and torch.equal(match, tensor), name
+    connector = weights(finished / "small" / "connector")
+    for name, tensor in connector.items():
+        assert torch.equal(made[f"multi_modal_projector.{name}"], tensor)
+
+
+def test_a_finished_stage_is_kept_and_another_setting_refused(finished, tiny_models, data, capsys):
+    before = (finished / "small" / "connector" / "connector.safetensors").stat().st_mtime_ns
+    assert train.main(command(tiny_models, data, finished)) == 0
+    assert (finished / "small" / "connector" / "connector.safetensors").stat().st_mtime_ns == before
+    capsys.readouterr()
+    assert train.main(command(tiny_models, data, finished, "--seed", "0", steps=5)) == 2
+    error = capsys.readouterr().err
+    assert "was made with other flags" in error and error.count("\n") == 1
+
+
+def test_stock_transformers_loads_the_result_in_a_fresh_process(finished, data):
+    program = f"""
+import sys, torch
+sys.path = [p for p in sys.path if p not in ("", {str(ROOT)!r})]
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = AutoModelForImageTextToText.from_pretrained({str(finished / "small" / "instruct")!r})
+processor = AutoProcessor.from_pretrained({str(finished / "small" / "instruct")!r})
+chat = [{{"role": "user", "content": [{{"type": "image"}}, {{"type": "text", "text": "what is the colour of the ball"}}]}}]
+text = processor.apply_chat_template(chat, add_generation_prompt=True)
+inputs = processor(text=text, images=[Image.open({str(data / "0.png")!r})], return_tensors="pt")
+ids = model.generate(**inputs, max_new_tokens=4, do_sample=False)
+print("TOKENS", int((inputs["input_ids"] == model.config.image_token_id).sum()))
+print("DPA" if any(name.split(".")[0] == "dpa" for name in sys.modules) else "STOCK")
+torch.save(model.state_dict(), sys.argv[1])
+"""
+    target = finished / "stock.pt"
+    result = subprocess.run(
+        [sys.executable, "-c", program, str(target)], capture_output=True, text=True, cwd="/", check=False
+    )
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert "TOKENS 9" in result.stdout and "STOCK" in result.stdout
+    assert "newly initialized" not in result.stderr and "MISSING" not in result.stderr, result.stderr[-2000:]
+    loaded = torch.load(target, weights_only=True)
+    saved = weights(finished / "small" / "instruct")
+    assert sum(t.numel() for t in saved.values()) <= sum(t.numel() for t in loaded.values())
+    tower = next(t for name, t in loaded.items() if "vision_tower" in name and "patch_embedding" in name)
+    assert any(torch.equal(tower, t) for name, t in saved.items() if "patch_embedding" in name)
+
+
+@pytest.mark.parametrize("recipe", ["small", "small_vanilla"])
+def test_accumulation_gives_the_same_weights(tiny_models, data, tmp_path, recipe):
+    """A batch of 8 at once, and 1 x 8 accumulated (captions of unequal length): the same steps."""
+    results = []
+    for name, size in (("whole", 8), ("split", 1)):
+        output = tmp_path / name
+        flags = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(8 // size)]
+        if recipe == "small":
+            assert train.main(command(tiny_models, data, output, recipe=recipe, stage="proxy", steps=1)) == 0
+        assert train.main([*command(tiny_models, data, output, recipe=recipe, stage="connector", steps=3), *flags]) == 0
+        folder = output / recipe / "connector"
+        results.append(
+            (
+                weights(folder),
+                [row["grad_norm"] for row in json.loads((folder / "log.json").read_text()) if "grad_norm" in row],
+            )
+        )
+    (whole, norms), (split, split_norms) = results
+    assert split_norms == pytest.approx(norms, rel=2e-4)
+    for name in whole:
+        torch.testing.assert_close(whole[name], split[name], atol=2e-5, rtol=1e-3)
+
+
+def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
+    """SIGKILL in stage 2 at a random moment after the first checkpoint; the resumed run ends bit-equal to an unbroken one."""
+    arguments = [
+        *command(
+            tiny_models, data, tmp_path / "killed", "--save_steps", "2", recipe="small_cmo", stage="connector", steps=40
+        )
+    ]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "dpa.train", *arguments],
+        cwd=ROOT,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    partial = tmp_path / "killed" / "small_cmo" / "connector.partial"
+    deadline = time.time() + 120
+    while not list(partial.glob("checkpoint-*/complete")) and time.time() < deadline:
+        time.sleep(0.02)
+    time.sleep(random.uniform(0, 0.5))
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert process.returncode == -signal.SIGKILL, "the run ended before it was killed; give it more steps"
+    assert not (tmp_path / "killed" / "small_cmo" / "connector").exists()
+    (partial / "checkpoint-999").mkdir()  # cut short: no marker
+    assert train.main(arguments) == 0
+    unbroken = command(tiny_models, data, tmp_path / "unbroken", recipe="small_cmo", stage="connector", steps=40)
+    assert train.main(unbroken) == 0
+    ends = [weights(tmp_path / name / "small_cmo" / "connector") for name in ("killed", "unbroken")]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
+    assert not partial.exists()
+
+
+def fails(arguments, capsys) -> str:
+    capsys.readouterr()
+    assert train.main(arguments) == 2
+    error = capsys.readouterr().err
+    lines = [line for line in error.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in error
+    return lines[0]
+
+
+def test_bad_input_is_one_line_and_leaves_nothing(tiny_models, data, tmp_path, capsys):
+    output = tmp_path / "runs"
+    assert "unknown recipe 'smal'; did you mean small" in fails(
+        command(tiny_models, data, output, recipe="smal"), capsys
+    )
+    assert "which is not finished; run --stage proxy first" in fails(
+        command(tiny_models, data, output, stage="connector"), capsys
+    )
+    assert "has no proxy stage" in fails(
+        command(tiny_models, data, output, recipe="small_vanilla", stage="proxy"), capsys
+    )
+    assert "unknown flag '--learning_speed'" in fails(
+        command(tiny_models, data, output, "--learning_speed", "3"), capsys
+    )
+    assert "leaves llm open; give --llm" in fails(["--recipe", "small", "--output", str(output)], capsys)
+    broken = data / "broken.json"
+    rows = json.loads((data / "captions.json").read_text())
+    rows[3]["image"] = "gone.png"
+    broken.write_text(json.dumps(rows))
+    arguments = command(tiny_models, data, output, recipe="small_vanilla", stage="connector")
+    arguments[arguments.index("--data") + 1] = str(broken)
+    message = fails(arguments, capsys)
+    assert "record 4 (id '3')" in message and "gone.png does not exist" in message
+    assert not (output / "small_vanilla" / "connector").exists()
+
+
+def test_a_connector_made_for_another_llm_is_refused(finished, tiny_models, data, tmp_path, capsys, lab_tokenizer):
+    import shutil
+
+    from tests.conftest import tiny_llm
+
+    other = tmp_path / "other"
+    tiny_llm("qwen2", vocab_size=len(lab_tokenizer), seed=99).save_pretrained(other)
+    lab_tokenizer.save_pretrained(other)
+    shutil.copytree(finished / "small" / "proxy", tmp_path / "runs" / "small" / "proxy")
+    shutil.copytree(finished / "small" / "connector", tmp_path / "runs" / "small" / "connector")
+    message = fails(command(tiny_models | {"llm": other}, data, tmp_path / "runs", stage="instruct"), capsys)
+    assert "was made with another llm" in message
+
+
+def test_a_loss_that_is_no_number_stops_the_run(tiny_models, data, tmp_path, capsys):
+    message = fails(
+        command(
+            tiny_models,
+            data,
+            tmp_path,
+            "--learning_rate",
+            "1e30",
+            "--max_grad_norm",
+            "0",
+            recipe="small_vanilla",
+            stage="connector",
+            steps=20,
+        ),
+        capsys,
+    )
+    assert "the loss is" in message or "no number" in message
+    assert not (tmp_path / "small_vanilla" / "connector").exists()
+
+
+def test_read_only_output_is_one_line(tiny_models, data, tmp_path, capsys):
+    blocker = tmp_path / "file"
+    blocker.write_text("")
+    assert "free space or choose another --output" in fails(
+        command(tiny_models, data, blocker / "runs", recipe="small_vanilla", stage="connector"), capsys
+    )
+
+
+def test_our_flags_stay_few():
+    import argparse
+    from unittest import mock
+
+    with mock.patch.object(
+        argparse.ArgumentParser,
+        "parse_known_args",
+        lambda self, arguments: [a for a in self._actions if a.dest != "help"],
+    ):
+        assert len(train.parse([])) <= 15
+
+
+def test_every_recipe_resolves():
+    from dpa.methods import METHODS
+    from dpa.recipes import RECIPES
+
+    for name, row in RECIPES.items():
+        assert row.name == name and (row.parent is None or row.parent in RECIPES)
+        assert row.stages == (("proxy",) if row.proxy else ()) + ("connector", "instruct")
+    assert {(m["proxy"], m["weighting"].rule) for m in METHODS.values()} == {
+        (p, r) for p in (True, False) for r in ("none", "cal", "cmo")
+    }
+    with pytest.raises(InputError, match="did you mean"):
+        from dpa.recipes import recipe
+
+        recipe("qwen2.5-7b_sharegpt4")
