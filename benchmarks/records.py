@@ -84,6 +84,7 @@ def append_records(
     seed: int,
     mode: str,
     data: str,
+    data_hash: str,
     prediction_hash: str,
     seconds: float,
 ) -> None:
@@ -93,14 +94,14 @@ def append_records(
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                known.add((row["benchmark"], row["predictions"], row["data"]))
+                known.add((row["benchmark"], row["predictions"], row["data_hash"]))
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # a torn line, or the empty one behind the last newline
     path.parent.mkdir(parents=True, exist_ok=True)
     made = provenance()
     with open(path, "a", encoding="utf-8") as file:
         for s in scores:
-            if (s.benchmark, prediction_hash, data) in known:
+            if (s.benchmark, prediction_hash, data_hash) in known:
                 continue
             row = {
                 "model": model,
@@ -115,6 +116,7 @@ def append_records(
                 "unparsed": s.unparsed,
                 "detail": {key: round(value, 3) for key, value in s.detail.items()},
                 "data": data,
+                "data_hash": data_hash,
                 "predictions": prediction_hash,
                 "seconds": round(seconds, 1),
             }

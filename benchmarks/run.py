@@ -11,6 +11,7 @@ Every cell is a score from 0 to 100 with its 95 % interval; below it the score w
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -27,11 +28,11 @@ from tqdm import tqdm
 from benchmarks import suites
 from benchmarks.lab import lab_items
 from benchmarks.predict import read_predictions, settings, write_items
-from benchmarks.records import Score, append_records, average, score
-from benchmarks.statistics import paired_interval, seed_interval
+from benchmarks.records import append_records, score
 from benchmarks.suites import Item
+from benchmarks.tables import Table, as_markdown, as_text, differences, suite_rows, unparsed
 from dpa.errors import InputError
-from dpa.lineage import file_hash, is_complete, provenance, write_json
+from dpa.lineage import file_hash, is_complete, provenance, read_lineage, write_json
 
 METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")
 MODES = ("seen", "blind")
@@ -59,6 +60,20 @@ class Subject:
         return own / f"{data}-{mode}.jsonl"
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: items under a name, their pictures, the benchmarks among them, the length of an answer."""
+
+    name: str
+    items: Sequence[Item]
+    images: Path
+    benchmarks: Sequence[str]
+    max_new_tokens: int
+
+    def file(self, output: Path) -> Path:
+        return output / "items" / f"{self.name}.jsonl"
+
+
 def lab_subjects(output: Path, captions: str, seeds: Sequence[int]) -> list[Subject]:
     from dpa.recipes import recipe
     from dpa.train import stage_folder
@@ -71,15 +86,13 @@ def lab_subjects(output: Path, captions: str, seeds: Sequence[int]) -> list[Subj
     ]
 
 
-def complete_lab(
-    subjects: Sequence[Subject], items_file: Path, images: Path, output: Path, data: str, jobs: int
-) -> None:
+def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: int) -> None:
     """Train and question every lab subject that is not done, `jobs` at a time, each in processes of its own."""
     from dpa.recipes import recipe
     from dpa.train import stage_folder
 
     def answered(subject: Subject, mode: str) -> bool:
-        return subject.predictions(output, data, mode).with_suffix(".done").is_file()
+        return subject.predictions(output, asked.name, mode).with_suffix(".done").is_file()
 
     wanted = [s for s in subjects if not (is_complete(s.model) and all(answered(s, mode) for mode in MODES))]
     if not wanted:
@@ -97,14 +110,24 @@ def complete_lab(
         chosen = recipe(subject.name_of_recipe)
         log = output / "logs" / f"{chosen.name}-seed{subject.seed}.log"
         train = ["dpa.train", "--recipe", chosen.name, "--seed", str(subject.seed), "--output", str(output)]
-        ask = ["benchmarks.predict", "--model", str(subject.model), "--items", str(items_file), "--images", str(images)]
+        ask = [
+            "benchmarks.predict",
+            "--model",
+            str(subject.model),
+            "--items",
+            str(asked.file(output)),
+            "--images",
+            str(asked.images),
+            "--max-new-tokens",
+            str(asked.max_new_tokens),
+        ]
         for stage in chosen.stages:
             with proxy_locks[subject.seed] if stage == "proxy" else nullcontext():
                 if not is_complete(stage_folder(output, chosen, stage, subject.seed)):
                     _call([*train, "--stage", stage], log)
             bar.update()
         for mode in MODES:
-            out, start = subject.predictions(output, data, mode), time.time()
+            out, start = subject.predictions(output, asked.name, mode), time.time()
             _call([*ask, "--out", str(out), *(["--blind"] if mode == "blind" else [])], log)
             write_json(
                 out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)}
@@ -142,29 +165,22 @@ def _call(command: Sequence[str], log: Path) -> None:
         raise InputError(f"`python -m {' '.join(command)}` failed: {last} (whole output: {log})")
 
 
-def ask_models(
-    subjects: Sequence[Subject],
-    items: Sequence[Item],
-    images: Path,
-    output: Path,
-    data: str,
-    batch_size: int,
-    max_new_tokens: int,
-) -> None:
+def ask_models(subjects: Sequence[Subject], asked: Asked, output: Path, batch_size: int) -> None:
+    """Question given checkpoints, one after the other in this process."""
     from benchmarks.predict import predict
 
     for subject in subjects:
         for mode in MODES:
-            out = subject.predictions(output, data, mode)
-            start = time.time()
+            out, start = subject.predictions(output, asked.name, mode), time.time()
+            blind = mode == "blind"
             predict(
                 str(subject.model),
-                items,
-                images,
+                asked.items,
+                asked.images,
                 out,
-                blind=mode == "blind",
+                blind=blind,
                 batch_size=batch_size,
-                max_new_tokens=max_new_tokens,
+                max_new_tokens=asked.max_new_tokens,
             )
             if not out.with_suffix(".done").is_file():
                 write_json(
@@ -172,94 +188,30 @@ def ask_models(
                 )
 
 
-Table = dict[tuple[str, int, str], list[Score]]  # (subject, seed, mode) -> a score for each benchmark
-
-
-def score_all(
-    subjects: Sequence[Subject],
-    items: Sequence[Item],
-    names: Sequence[str],
-    output: Path,
-    data: str,
-    max_new_tokens: int,
-    records: Path,
-) -> Table:
+def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: Path) -> Table:
     """Scores of every subject and mode from the kept predictions; their records are appended to `records`."""
-    import json
-
     table: Table = {}
     for subject in subjects:
         for mode in MODES:
-            path = subject.predictions(output, data, mode)
-            answers = read_predictions(path, settings(str(subject.model), items, mode == "blind", max_new_tokens))
-            scores = [score([item for item in items if item.benchmark == name], answers) for name in names]
+            path = subject.predictions(output, asked.name, mode)
+            wanted = settings(str(subject.model), asked.items, mode == "blind", asked.max_new_tokens)
+            answers = read_predictions(path, wanted)
+            scores = [
+                score([item for item in asked.items if item.benchmark == name], answers) for name in asked.benchmarks
+            ]
             table[subject.name, subject.seed, mode] = scores
-            done = json.loads(path.with_suffix(".done").read_text(encoding="utf-8"))
             append_records(
                 records,
                 scores,
                 model=subject.recipe or str(subject.model),
                 seed=subject.seed,
                 mode=mode,
-                data=data,
+                data=asked.name,
+                data_hash=file_hash(asked.file(output)),
                 prediction_hash=file_hash(path),
-                seconds=done["seconds"],
+                seconds=json.loads(path.with_suffix(".done").read_text(encoding="utf-8"))["seconds"],
             )
     return table
-
-
-def rows_of(table: Table, names: Sequence[str]) -> list[list[str]]:
-    """The suite's table as text cells: a head row, then for each subject its scores and, below, its blind scores."""
-    rows = [["method", *names, "Avg"]]
-    seeds = sorted({seed for _, seed, _ in table})
-    for name in dict.fromkeys(name for name, _, _ in table):
-        for seed in seeds:
-            if (name, seed, "seen") not in table:
-                continue
-            label = name if len(seeds) == 1 else f"{name}, seed {seed}"
-            seen, blind = table[name, seed, "seen"], table[name, seed, "blind"]
-            rows.append([label, *(_cell(s.value, s.low, s.high) for s in seen), _cell(*average(seen))])
-            rows.append(["  blind", *(_cell(s.value, s.low, s.high) for s in blind), _cell(*average(blind))])
-        if len(seeds) > 1:
-            runs = [table[name, seed, "seen"] for seed in seeds]
-            means = [seed_interval([run[i].value for run in runs]) for i in range(len(names))]
-            rows.append(
-                [
-                    f"{name}, mean of {len(seeds)}",
-                    *(_cell(*m) for m in means),
-                    _cell(*seed_interval([average(run)[0] for run in runs])),
-                ]
-            )
-    first = next(iter(table.values()))
-    rows.append(["chance", *(f"{s.chance:.1f}" for s in first), f"{sum(s.chance for s in first) / len(first):.1f}"])
-    return rows
-
-
-def differences(table: Table) -> list[str]:
-    """One line a method and seed: its average minus vanilla's on the same items, and whether that is more than noise."""
-    lines = []
-    for (name, seed, mode), scores in table.items():
-        if mode == "seen" and name != "vanilla" and ("vanilla", seed, "seen") in table:
-            base = table["vanilla", seed, "seen"]
-            mean, low, high = (100 * x for x in paired_interval([s.samples for s in scores], [s.samples for s in base]))
-            verdict = "more than item noise" if low > 0 or high < 0 else "within item noise"
-            lines.append(f"{name} - vanilla, seed {seed}: {mean:+.1f} [{low:+.1f}, {high:+.1f}], {verdict}")
-    return lines
-
-
-def _cell(value: float, low: float, high: float) -> str:
-    return f"{value:.1f}" if low in (float("-inf"),) else f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def as_text(rows: Sequence[Sequence[str]]) -> str:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([lines[0], "-" * len(lines[0]), *lines[1:]])
-
-
-def as_markdown(rows: Sequence[Sequence[str]]) -> str:
-    body = ["| " + " | ".join(cell.strip() for cell in row) + " |" for row in rows]
-    return "\n".join([body[0], "|" + "---|" * len(rows[0]), *body[1:]])
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -310,81 +262,73 @@ def _run(options: argparse.Namespace) -> None:
             raise InputError("--data evaluates given checkpoints on real items; give them with --model")
         if options.images is None:
             raise InputError("--data needs the folder of its photos; give it with --images")
-        items, images, data = linked_items(options.data, options.images), options.images, options.data.stem
-        names: Sequence[str] = tuple(dict.fromkeys(item.benchmark for item in items))
+        items = linked_items(options.data, options.images)
+        asked = Asked(
+            options.data.stem,
+            items,
+            options.images,
+            tuple(dict.fromkeys(item.benchmark for item in items)),
+            options.max_new_tokens,
+        )
+        title = f"real items of {options.data.name}"
     else:
         names = suites.suite(options.suite)
         images = output / "lab-data" / "items"
-        items, data = lab_items(images), "lab"
-    write_items(output / "items" / f"{data}.jsonl", items)
+        asked = Asked("lab", lab_items(images), images, names, options.max_new_tokens)
+        title = f"{options.suite}, the lab's items"
+    write_items(asked.file(output), asked.items)
     if options.model:
         subjects = [Subject(model, 0, Path(model)) for model in options.model]
-        ask_models(subjects, items, images, output, data, options.batch_size, options.max_new_tokens)
+        ask_models(subjects, asked, output, options.batch_size)
     else:
         subjects = lab_subjects(output, options.captions, options.seeds)
+        title += f", methods trained on its {options.captions} captions"
         jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else os.cpu_count() or 1)
-        complete_lab(subjects, output / "items" / f"{data}.jsonl", images, output, data, jobs)
+        complete_lab(subjects, asked, output, jobs)
     records = output / "records.jsonl"
-    table = score_all(subjects, items, names, output, data, options.max_new_tokens, records)
-    rows = rows_of(table, names)
-    title = f"{options.suite if data == 'lab' else data}: score 0 to 100 [95 % interval over {'items, pairs and groups' if data == 'lab' else 'items'}]"
-    if not options.model:
-        title += f", lab, {options.captions} captions"
-    notes = [
-        f"unparsed answers, counted as wrong: {n} ({name} seed {seed}, {mode})"
-        for (name, seed, mode), scores in table.items()
-        if mode == "seen" and (n := sum(s.unparsed for s in scores))
-    ]
-    lines = differences(table)
-    print("\n".join([title, "", as_text(rows), "", *lines, *notes]), flush=True)
+    table = score_all(subjects, asked, output, records)
+    title += ": scores from 0 to 100 [95 % interval]"
+    rows = suite_rows(table, asked.benchmarks)
+    lines = [*differences(table), *unparsed(table)]
+    print("\n".join([title, "", as_text(rows), "", *lines]), flush=True)
     print(f"\nrecords: {records}   wall time {time.time() - start:.0f} s")
     if options.publish:
-        publish(options.publish, title, rows, [*lines, *notes], table, subjects, output, data, start)
+        publish(options.publish, title, rows, lines, subjects, asked, output)
 
 
 def publish(
     folder: Path,
     title: str,
-    rows,
-    lines,
-    table: Table,
+    rows: Sequence[Sequence[str]],
+    lines: Sequence[str],
     subjects: Sequence[Subject],
+    asked: Asked,
     output: Path,
-    data: str,
-    start: float,
 ) -> None:
-    """Write the table, the per-item-set records of this table and the manifest of the run that made them."""
+    """Write the table, its records and the manifest of the run that made them."""
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "table.md").write_text(
-        f"{title}\n\n{as_markdown(rows)}\n\n" + "\n".join(f"- {line}" for line in lines) + "\n", encoding="utf-8"
-    )
+    text = f"{title}\n\n{as_markdown(rows)}\n\n" + "".join(f"- {line}\n" for line in lines)
+    (folder / "table.md").write_text(text, encoding="utf-8")
     (folder / "records.jsonl").unlink(missing_ok=True)
-    hashes = {}
-    for subject in subjects:
-        for mode in MODES:
-            path = subject.predictions(output, data, mode)
-            hashes[f"{subject.name}-seed{subject.seed}-{mode}"] = file_hash(path)
-            append_records(
-                folder / "records.jsonl",
-                table[subject.name, subject.seed, mode],
-                model=subject.recipe or str(subject.model),
-                seed=subject.seed,
-                mode=mode,
-                data=data,
-                prediction_hash=file_hash(path),
-                seconds=0.0,
-            )
-    seeds = sorted({s.seed for s in subjects})
-    write_json(
-        folder / "manifest.json",
-        provenance()
-        | {
-            "seeds": seeds,
-            "items": file_hash(output / "items" / f"{data}.jsonl"),
-            "predictions": hashes,
-            "seconds": round(time.time() - start, 1),
+    score_all(subjects, asked, output, folder / "records.jsonl")
+    made = {
+        "seeds": sorted({subject.seed for subject in subjects}),
+        "items": file_hash(asked.file(output)),
+        "predictions": {
+            f"{subject.name}-seed{subject.seed}-{mode}": file_hash(subject.predictions(output, asked.name, mode))
+            for subject in subjects
+            for mode in MODES
         },
-    )
+        "training": {
+            f"{folder.parent.name}/{folder.name}": {
+                key: read_lineage(folder)[key] for key in ("data", "commit", "seconds")
+            }
+            for subject in subjects
+            for folder in sorted(subject.model.parent.glob("*/"))
+            if is_complete(folder)
+        },
+    }
+    write_json(folder / "manifest.json", provenance() | made)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ from benchmarks import predict, suites
 from benchmarks.lab import lab_items
 from benchmarks.linked import linked_items
 from benchmarks.records import append_records, average, score
-from benchmarks.run import as_markdown, as_text, rows_of
 from benchmarks.statistics import mean_interval, paired_interval, seed_interval
 from benchmarks.suites import Item, chance, check_complete, is_parsed, is_right, natural_accuracies, suite, unit_scores
+from benchmarks.tables import as_markdown, as_text, differences, suite_rows, unparsed
 from dpa.errors import InputError
 from tests.conftest import ROOT
 
@@ -208,20 +208,25 @@ def test_table_reads_well(items):
         ("vanilla", 0, mode): [score(of(items, n), a) for n in names]
         for mode, a in (("seen", answers), ("blind", wrong))
     }
-    rows = rows_of(table, names)
+    rows = suite_rows(table, names)
     assert rows[0] == ["method", *names, "Avg"] and rows[-1][0] == "chance"
     assert rows[1][1].startswith("100.0 [") and rows[2][1].startswith("0.0 [")
     text = as_text(rows)
     assert len({line.index("100.0") for line in text.splitlines() if "100.0" in line}) == 1
     assert as_markdown(rows).count("\n") == len(rows)
     assert average(table["vanilla", 0, "seen"])[0] == 100
+    table |= {("dpa", 0, mode): table["vanilla", 0, "blind"] for mode in ("seen", "blind")}
+    assert differences(table) == ["dpa - vanilla, seed 0: -100.0 [-100.0, -100.0], more than item noise"]
+    assert unparsed(table) == [f"dpa, seed 0: {len(items)} answers named no option and count as wrong"]
 
 
 def test_records_are_appended_once(tmp_path, items):
     path = tmp_path / "records.jsonl"
     scores = [score(of(items, "MMVP"), {("MMVP", i.index): i.answer for i in of(items, "MMVP")})]
     for digest in ("a", "a", "b"):
-        append_records(path, scores, model="m", seed=0, mode="seen", data="lab", prediction_hash=digest, seconds=1.0)
+        append_records(
+            path, scores, model="m", seed=0, mode="seen", data="lab", data_hash="d", prediction_hash=digest, seconds=1.0
+        )
         with open(path, "a") as file:
             file.write("torn")  # a kill in the middle of a line
         path.write_text(path.read_text().removesuffix("torn"))
