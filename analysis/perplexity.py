@@ -2,23 +2,25 @@
 
     python -m analysis.perplexity --llm lab --proxy runs/lab_ornate/proxy --captions FILE ...
 
-The paper does not measure this. A caption counts as it is trained on (caption and newline, after the tokenizer's
-beginning-of-sequence token); bits per byte compare across tokenizers.
+The paper does not measure this. A caption counts as it is trained on (caption and newline, after a start token); bits per byte compare across tokenizers.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 
 
 def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32) -> list[tuple[float, int, int]]:
-    """(nats, tokens, bytes) of each text under a causal LM; the first token is scored only after a beginning-of-sequence token."""
+    """(nats, tokens, bytes) of each text under a causal LM.
+
+    Every token is scored: a tokenizer without a beginning-of-sequence token gets its end-of-sequence token in that place,
+    or the bytes of the first token would count and its nats would not.
+    """
     import torch
     from tqdm import tqdm
 
@@ -26,7 +28,9 @@ def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32)
     from dpa.data import Collator
     from dpa.loss import IGNORE
 
+    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     samples = [tokenizer(text.strip() + "\n").input_ids for text in texts]
+    samples = [ids if ids[:1] == [start_token] else [start_token, *ids] for ids in samples]
     order = sorted(
         range(len(texts)), key=lambda index: len(samples[index])
     )  # batches of near-equal length, little padding
@@ -71,10 +75,10 @@ def perplexity_table(llm: str, proxy: Path | None, captions: Sequence[Path]):
     """DataFrame: for each caption file and model the number of texts, nats per token, perplexity and bits per byte."""
     import pandas as pd
 
+    from dpa.lineage import local_model
     from dpa.model import load_llm, load_proxy, load_tokenizer
-    from dpa.train import local_model
 
-    llm = local_model(llm, "llm")
+    llm = str(local_model(llm, "llm"))
     tokenizer = load_tokenizer(llm)
     models = {"base": load_llm(llm).eval()} | ({"proxy": load_proxy(llm, proxy).eval()} if proxy else {})
     rows = []
@@ -95,6 +99,7 @@ def perplexity_table(llm: str, proxy: Path | None, captions: Sequence[Path]):
     return pd.DataFrame(rows)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.perplexity", description=__doc__.split("\n")[0])
     parser.add_argument("--llm", required=True, help="folder or hub id of the base LLM, or `lab`")
@@ -107,15 +112,11 @@ def main(arguments: list[str] | None = None) -> int:
         help="LLaVA JSON files, or text files with one caption a line",
     )
     options = parser.parse_args(arguments)
-    try:
-        print(
-            perplexity_table(options.llm, options.proxy, options.captions).to_string(
-                index=False, float_format=lambda x: f"{x:.3f}"
-            )
+    print(
+        perplexity_table(options.llm, options.proxy, options.captions).to_string(
+            index=False, float_format=lambda x: f"{x:.3f}"
         )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    )
     return 0
 
 

@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from pathlib import Path
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 
 BASE_COLOUR, PROXY_COLOUR = "#0072B2", "#E69F00"
 HELD_OUT_SEED, NUM_HELD_OUT = 3, 300
@@ -27,17 +26,15 @@ def conflict_data(runs: Path):
     from analysis.perplexity import perplexity_table
     from dpa import train
     from dpa.lab import language
+    from dpa.lab.dataset import data_folder
     from dpa.lab.world import draw_scene
-    from dpa.lineage import is_complete
 
     frames = []
     for style, tell in language.STYLES.items():
         proxy = runs / f"lab_{style}" / "proxy"
-        if not is_complete(proxy) and train.main(
-            ["--recipe", f"lab_{style}", "--stage", "proxy", "--output", str(runs)]
-        ):
+        if train.main(["--recipe", f"lab_{style}", "--stage", "proxy", "--output", str(runs)]):
             raise InputError(f"{proxy}: training it failed, see the line above")
-        held_out = runs / "lab-data" / f"held_out_{style}.txt"
+        held_out = data_folder(runs) / f"held_out_{style}.txt"
         held_out.parent.mkdir(parents=True, exist_ok=True)
         rngs = [random.Random(f"{HELD_OUT_SEED}-{index}") for index in range(NUM_HELD_OUT)]
         held_out.write_text("\n".join(tell(draw_scene(rng), rng) for rng in rngs) + "\n", encoding="utf-8")
@@ -92,6 +89,7 @@ def conflict_figure(data, seed: int = 15):
     return figure
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m analysis.plots", description=__doc__.split("\n")[0])
     parser.add_argument("figure", choices=("conflict",))
@@ -103,11 +101,7 @@ def main(arguments: list[str] | None = None) -> int:
     matplotlib.use("agg")
     from dpa.lineage import provenance, write_json
 
-    try:
-        data = conflict_data(options.runs)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    data = conflict_data(options.runs)
     figure = conflict_figure(data)
     options.out.mkdir(parents=True, exist_ok=True)
     for ending in ("png", "svg"):

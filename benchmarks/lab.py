@@ -7,12 +7,17 @@ pictures, so that no answer given without looking earns a group.
 
 from __future__ import annotations
 
+import hashlib
+import os
 import random
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from tqdm import tqdm
+
 from benchmarks.suites import Item
+from dpa.lab.dataset import data_folder
 from dpa.lab.language import QUESTIONS, Question
 from dpa.lab.world import COLOURS, COLUMNS, ROWS, SIZES, Scene, Thing, draw_scene, render
 
@@ -59,12 +64,19 @@ def lab_items(
                         slot=(number, image),
                     )
                 )
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, scene in pictures.items():
-            if not (folder / name).is_file():
-                render(scene).save(folder / name)
+    if folder is not None and not folder.is_dir():
+        drawing = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+        drawing.mkdir(parents=True, exist_ok=True)
+        for name, scene in tqdm(pictures.items(), desc="drawing the lab's items", unit="img", leave=False, delay=2):
+            render(scene).save(drawing / name)
+        drawing.rename(folder)
     return items
+
+
+def items_folder(output: Path) -> Path:
+    """Where the pictures of this version of the items stand under an output folder."""
+    version = hashlib.sha256(Path(__file__).read_bytes()).hexdigest()[:8]
+    return data_folder(output) / f"items-{version}"
 
 
 def _item(
@@ -135,7 +147,7 @@ def _twins(rng: random.Random) -> tuple[tuple[Scene, Scene], tuple[Question, Que
         attribute, thing, twin, value = changed
         old = getattr(thing, attribute)
         before = _CHANGES[attribute][old] if isinstance(old, int) else old
-        options = tuple(v for v in _CHANGES[attribute] if v in (before, value))
+        options = _CHANGES[attribute]  # the question names none of them, so all can be guessed
         text = f"what is the {attribute} of the {thing.kind}"
         return (scene, twin), (Question(attribute, text, before, options), Question(attribute, text, value, options))
 
@@ -165,7 +177,7 @@ def _natural_group(rng: random.Random):
             ]
             if answers[0] == answers[1]:
                 return None
-            text = f"is there any {colour} {thing.kind}"
+            text = f"is any {thing.kind} {colour}"
             questions.append(tuple(Question("exists", text, answer, ("yes", "no")) for answer in answers))
         return (scene, twin), questions
 

@@ -1,7 +1,7 @@
 """Real CV-Bench and POPE items whose COCO photos are at hand (JSON lines), asked by Cambrian's protocol.
 
 Relation items ask about "the red box", which CV-Bench draws into its pictures; the plain photos do not have it, so those
-items are asked as they are and can only be guessed at.
+items are asked as they are and can only be guessed at. Several items share a photo, so photos are what is resampled.
 """
 
 from __future__ import annotations
@@ -27,20 +27,21 @@ def linked_items(path: Path, images: Path) -> list[Item]:
         if bench not in ("CV-Bench", "POPE"):
             continue
         try:
+            split, image = row["split"].lower(), row["image"]
             if bench == "POPE":
-                index, options, answer = f"{row['split']}-{row['question_id']}", ("yes", "no"), row["answer"]
+                index, options, answer = f"{split}-{row['question_id']}", ("yes", "no"), row["answer"]
                 prompt = f"{row['question']}\n{POPE_LINE}"
             else:
                 options = tuple(str(row[letter]) for letter in LETTERS if row.get(letter))
                 index, answer = str(row["index"]), options[LETTERS.index(row["answer"])]
                 choices = "\n".join(f"({letter}) {option}" for letter, option in zip(LETTERS, options, strict=False))
                 prompt = f"{row['question']} Select from the following choices.\n{choices}\n{LETTER_LINE}"
-        except (KeyError, ValueError, IndexError) as error:
+        except (KeyError, ValueError, IndexError, AttributeError) as error:
             raise InputError(
                 f"{where}: {bench} item lacks a usable {error}; see linked_items.jsonl for the layout: {json.dumps(row)[:120]}"
             ) from None
-        image_path(images, row["image"], where)
-        items.append(Item(bench, index, row["image"], prompt, answer, options, unit=index, task=row["split"].lower()))
+        image_path(images, image, where)
+        items.append(Item(bench, index, image, prompt, answer, options, unit=image, task=split))
     if not items:
         raise InputError(f"{path}: holds no CV-Bench or POPE item")
     return items

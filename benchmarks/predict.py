@@ -1,6 +1,6 @@
 """Answers of one checkpoint to benchmark items, kept one a line.
 
-    python -m benchmarks.predict --model DIR --items ITEMS.jsonl --images DIR --out predictions.jsonl [--blind]
+    python -m benchmarks.predict --model DIR --items ITEMS.jsonl --images DIR --out seen.jsonl --blind-out blind.jsonl
 
 The first line of a predictions file holds the settings that made it; a file of another checkpoint, another prompt or
 other settings is never continued. A killed run loses at most the batch in flight: a torn last line is cut off, and the
@@ -10,20 +10,23 @@ items after it are asked again. Decoding is greedy.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
-import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
+from benchmarks.records import cut_torn_line
 from benchmarks.suites import Item
-from dpa.errors import InputError
-from dpa.lineage import model_fingerprint
+from dpa.errors import InputError, command
+from dpa.lineage import folder_hash, local_model, provenance, write_json
 
 BATCH_SIZE = 64
 MAX_NEW_TOKENS = 16
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}  # whatever the checkpoint's own settings say
 
 
 def read_items(path: Path) -> list[Item]:
@@ -45,16 +48,20 @@ def write_items(path: Path, items: Sequence[Item]) -> None:
     os.replace(temporary, path)
 
 
-def settings(model: str, items: Sequence[Item], blind: bool, max_new_tokens: int) -> dict:
-    """What decides the predictions: the checkpoint's hash, the prompts' hash, what the model is shown, how it decodes."""
-    import hashlib
+def settings(model: str, items: Sequence[Item], images: Path, blind: bool, max_new_tokens: int) -> dict:
+    """What decides the predictions: hashes of the checkpoint and of the questions, what is shown, how it decodes.
 
-    prompts = hashlib.sha256(
-        "".join(f"{i.benchmark}\t{i.index}\t{i.image}\t{i.prompt}\n" for i in items).encode()
-    ).hexdigest()
+    A picture counts by its name and size in bytes, so that large sets need not be read twice.
+    """
+    digest = hashlib.sha256()
+    sizes = {name: (images / name).stat().st_size for name in {i.image for i in items} if (images / name).is_file()}
+    for item in items:
+        shown = "" if blind else f"{item.image} {sizes.get(item.image)}"
+        digest.update(f"{item.benchmark}\t{item.index}\t{shown}\t{item.prompt}\n".encode())
+    checkpoint = folder_hash(local_model(model))
     return {
-        "checkpoint": model_fingerprint(model),
-        "prompts": prompts,
+        "checkpoint": checkpoint,
+        "questions": digest.hexdigest(),
         "blind": blind,
         "decoding": "greedy",
         "max_new_tokens": max_new_tokens,
@@ -63,23 +70,34 @@ def settings(model: str, items: Sequence[Item], blind: bool, max_new_tokens: int
 
 def read_predictions(path: Path, wanted: dict | None = None) -> dict[tuple[str, str], str]:
     """{(benchmark, index): answer} of a predictions file; {} if there is none. InputError when its settings are not `wanted`."""
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8").split("\n")
-    lines.pop()  # what stands behind the last newline was torn
-    if not lines:
-        return {}
-    try:
-        made, rows = json.loads(lines[0])["settings"], [json.loads(line) for line in lines[1:]]
-        answers = {(row["benchmark"], row["index"]): row["answer"] for row in rows}
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise InputError(f"{path}: not a predictions file ({error}); delete it or choose another --out") from None
-    if wanted is not None and made != wanted:
-        part = next(key for key in wanted if made.get(key) != wanted[key])
+    header, answers = _read(path)
+    if header and wanted is not None and header["settings"] != wanted:
+        part = next(key for key in wanted if header["settings"].get(key) != wanted[key])
         raise InputError(
-            f"{path}: was made with another {part} ({made.get(part)}) than asked for now ({wanted[part]}); delete it or choose another --out"
+            f"{path}: was made with another {part} ({header['settings'].get(part)}) than asked for now ({wanted[part]}); delete it to ask again"
         )
     return answers
+
+
+def asked_by(path: Path) -> dict:
+    """Provenance of the process that started a predictions file."""
+    return _read(path)[0]["provenance"]
+
+
+def _read(path: Path) -> tuple[dict, dict[tuple[str, str], str]]:
+    if not path.is_file():
+        return {}, {}
+    data = path.read_bytes()
+    lines = data[: data.rfind(b"\n") + 1].decode("utf-8", errors="replace").split("\n")[:-1]  # no torn last line
+    if not lines:
+        return {}, {}
+    try:
+        header, rows = json.loads(lines[0]), [json.loads(line) for line in lines[1:]]
+        return {"settings": header["settings"], "provenance": header["provenance"]}, {
+            (row["benchmark"], row["index"]): row["answer"] for row in rows
+        }
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not a predictions file ({error}); delete it to ask again") from None
 
 
 def predict(
@@ -94,13 +112,14 @@ def predict(
 ) -> None:
     """Ask the checkpoint in folder (or hub id) `model` every item that `out` does not answer yet; append the answers.
 
-    blind: the same prompts without the picture.
+    blind: the same prompts without the picture. `out` with the suffix `.seconds` says how long the last run took.
     """
-    wanted = settings(model, items, blind, max_new_tokens)
+    wanted = settings(model, items, images, blind, max_new_tokens)
     answered = read_predictions(out, wanted)
     open_items = [item for item in items if (item.benchmark, item.index) not in answered]
     if not open_items:
         return
+    start = time.time()
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
@@ -108,8 +127,8 @@ def predict(
 
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        net = AutoModelForImageTextToText.from_pretrained(model, dtype="auto").to(device).eval()
-        processor = AutoProcessor.from_pretrained(model)
+        net = AutoModelForImageTextToText.from_pretrained(local_model(model), dtype="auto").to(device).eval()
+        processor = AutoProcessor.from_pretrained(local_model(model))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{model}: not a checkpoint that transformers loads as an image-text model ({str(error).splitlines()[0][:200]})"
@@ -117,10 +136,10 @@ def predict(
     processor.tokenizer.padding_side = "left"
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_file():
-        _cut_torn_line(out)
+        cut_torn_line(out)
     with open(out, "a", encoding="utf-8") as file:
         if file.tell() == 0:
-            file.write(json.dumps({"settings": wanted}) + "\n")
+            file.write(json.dumps({"settings": wanted, "provenance": provenance()}) + "\n")
         open_items = sorted(open_items, key=lambda item: len(item.prompt))  # little padding
         batches = [open_items[start : start + batch_size] for start in range(0, len(open_items), batch_size)]
         for batch in tqdm(
@@ -136,7 +155,7 @@ def predict(
                 text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
             ).to(device)
             with torch.no_grad():
-                ids = net.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+                ids = net.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
             answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
             for item, answer in zip(batch, answers, strict=True):
                 file.write(
@@ -145,56 +164,39 @@ def predict(
                 )
             file.flush()
             os.fsync(file.fileno())
+    write_json(out.with_suffix(".seconds"), round(time.time() - start, 1))
 
 
 def prompt_text(processor, prompt: str, blind: bool) -> str:
-    """The chat prompt as training wrote it: the picture first, a newline, the question.
-
-    Templates that know pictures get them as content parts; a text LLM's own template gets the image token in its text.
-    """
-    template = processor.chat_template or processor.tokenizer.chat_template
-    if "image" in (template or ""):
-        content = ([] if blind else [{"type": "image"}]) + [{"type": "text", "text": prompt}]
-        return processor.apply_chat_template(
-            [{"role": "user", "content": content}], tokenize=False, add_generation_prompt=True
-        )
-    text = prompt if blind else f"{processor.image_token}\n{prompt}"
-    return processor.tokenizer.apply_chat_template(
-        [{"role": "user", "content": text}], tokenize=False, add_generation_prompt=True
-    )
+    """The chat prompt as training wrote it: the picture first, then the question (`dpa.model.PARTS_TO_TEXT`)."""
+    content = [{"type": "text", "text": prompt}] if blind else [{"type": "image"}, {"type": "text", "text": prompt}]
+    chat = [{"role": "user", "content": content}]
+    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
-def _cut_torn_line(path: Path) -> None:
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        with open(path, "r+b") as file:
-            file.truncate(whole)
-
-
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.predict", description=__doc__.split("\n")[0])
     parser.add_argument("--model", required=True, help="folder or hub id of an image-text checkpoint")
     parser.add_argument("--items", required=True, type=Path, help="items as JSON lines")
     parser.add_argument("--images", required=True, type=Path, help="folder of the items' pictures")
     parser.add_argument("--out", required=True, type=Path, help="predictions file, continued if it is there")
-    parser.add_argument("--blind", action="store_true", help="ask without the pictures")
+    parser.add_argument("--blind-out", type=Path, help="also ask without the pictures, into this file")
     parser.add_argument("--batch-size", type=int, default=BATCH_SIZE)
     parser.add_argument("--max-new-tokens", type=int, default=MAX_NEW_TOKENS)
     options = parser.parse_args(arguments)
-    try:
-        predict(
-            options.model,
-            read_items(options.items),
-            options.images,
-            options.out,
-            blind=options.blind,
-            batch_size=options.batch_size,
-            max_new_tokens=options.max_new_tokens,
-        )
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    items = read_items(options.items)
+    for out, blind in ((options.out, False), (options.blind_out, True)):
+        if out is not None:
+            predict(
+                options.model,
+                items,
+                options.images,
+                out,
+                blind=blind,
+                batch_size=options.batch_size,
+                max_new_tokens=options.max_new_tokens,
+            )
     return 0
 
 

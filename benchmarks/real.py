@@ -12,12 +12,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import sys
 import time
 import zipfile
 from pathlib import Path
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 from dpa.lineage import file_hash, is_complete, provenance, write_json
 
 HELD_OUT = 10  # every tenth caption
@@ -26,7 +25,10 @@ QUESTION = "Describe the photo in one sentence."
 
 
 def prepare(shared: Path, folder: Path) -> dict[str, Path]:
-    """Unpack the pictures and write the records: captions (trained, held out) and instructions from captioned photos."""
+    """Unpack the pictures and write the records: captions (trained, held out) and instructions from captioned photos.
+
+    Photos that the benchmark items ask about are left out of the instructions.
+    """
     pretrain, coco = shared / "data" / "llava_pretrain_sample", shared / "data" / "coco_images_224"
     for archive, images in (
         (pretrain / "images_128.zip", folder / "pretrain_images"),
@@ -40,7 +42,10 @@ def prepare(shared: Path, folder: Path) -> dict[str, Path]:
             os.rename(images.with_suffix(".partial"), images)
     rows = json.loads((pretrain / "blip_laion_cc_sbu_sample.json").read_text(encoding="utf-8"))
     pairs = [json.loads(line) for line in (coco / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]
-    pairs = [pair for pair in pairs if (folder / "coco_images" / pair["image"]).is_file()]
+    asked = {
+        json.loads(line)["image"] for line in (coco / "linked_items.jsonl").read_text(encoding="utf-8").splitlines()
+    }
+    pairs = [p for p in pairs if (folder / "coco_images" / p["image"]).is_file() and p["image"] not in asked]
     instructions = [
         {
             "id": f"{pair['coco_id']}-{number}",
@@ -161,6 +166,7 @@ def losses(stage: Path) -> tuple[float, float]:
     return values[0], values[-1]
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.real", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -174,11 +180,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--publish", type=Path, metavar="DIR", help="also write table, records, manifest and report to DIR"
     )
     options = parser.parse_args(arguments)
-    try:
-        run(options.shared, options.output, publish=options.publish)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    run(options.shared, options.output, publish=options.publish)
     return 0
 
 

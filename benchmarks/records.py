@@ -8,9 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from benchmarks.statistics import mean_interval
+from benchmarks.statistics import Unit, mean_interval
 from benchmarks.suites import (
     BENCHMARKS,
     Item,
@@ -22,14 +20,14 @@ from benchmarks.suites import (
     unit_scores,
 )
 from dpa.errors import InputError
-from dpa.lineage import provenance
+from dpa.lineage import commit
 
 
 @dataclass(frozen=True)
 class Score:
     """A benchmark's score, 0 to 100, with its 95 % interval, the chance level and the number of units.
 
-    samples: unit scores (0 to 1) per task, in the order of the items, so that scores of two models pair by position.
+    samples: units (sum of scores, number of items) per task, in the order of the items, so that scores of two models pair by position.
     unparsed: answers that named no option (counted as wrong); detail: further metrics of the benchmark, 0 to 100.
     """
 
@@ -40,7 +38,7 @@ class Score:
     chance: float
     units: int
     unparsed: int
-    samples: tuple[tuple[float, ...], ...]
+    samples: tuple[tuple[Unit, ...], ...]
     detail: dict[str, float]
 
 
@@ -55,15 +53,15 @@ def score(items: Sequence[Item], answers: Mapping[tuple[str, str], str]) -> Scor
         )
     given = [answers[name, item.index] for item in items]
     right = [is_right(item, answer) for item, answer in zip(items, given, strict=True)]
-    by_task: dict[str, list[float]] = {}
-    for task, value in unit_scores(items, right).values():
-        by_task.setdefault(task if BENCHMARKS[name].metric == "accuracy" else "", []).append(value)
-    samples = tuple(tuple(values) for values in by_task.values())
+    by_task = unit_scores(items, right)
+    samples = tuple(tuple(units) for units in by_task.values())
     mean, low, high = mean_interval([samples])
-    detail = {f"{task} accuracy": 100 * float(np.mean(values)) for task, values in by_task.items() if task}
+    detail = {
+        f"{task} accuracy": 100 * sum(s for s, _ in u) / sum(n for _, n in u) for task, u in by_task.items() if task
+    }
     detail["single accuracy"] = 100 * sum(right) / len(right)
     if BENCHMARKS[name].metric == "group":
-        detail |= {key: 100 * value for key, value in natural_accuracies(items, right).items()}
+        detail |= {f"{key} accuracy": 100 * value for key, value in natural_accuracies(items, right).items()}
     unparsed = sum(not is_parsed(item, answer) for item, answer in zip(items, given, strict=True))
     return Score(
         name, 100 * mean, 100 * low, 100 * high, chance(items), sum(map(len, samples)), unparsed, samples, detail
@@ -87,21 +85,27 @@ def append_records(
     data_hash: str,
     prediction_hash: str,
     seconds: float,
+    asked_by: dict,
 ) -> None:
-    """Append one line a score, with provenance, unless a line of the same predictions and data is there."""
+    """Append one line a score unless a line of the same predictions, data and value is there.
+
+    `asked_by` is the provenance of the process that asked the model (it stands in the predictions file); the scorer's own commit
+    is recorded beside it. A torn last line, from a kill, is cut off first.
+    """
     known = set()
     if path.is_file():
+        cut_torn_line(path)
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                known.add((row["benchmark"], row["predictions"], row["data_hash"]))
+                known.add((row["benchmark"], row["predictions"], row["data_hash"], row["value"]))
             except (json.JSONDecodeError, KeyError, TypeError):
-                continue  # a torn line, or the empty one behind the last newline
+                continue  # the empty line behind the last newline
     path.parent.mkdir(parents=True, exist_ok=True)
-    made = provenance()
+    scored_by = {"scored_at_commit": commit()}
     with open(path, "a", encoding="utf-8") as file:
         for s in scores:
-            if (s.benchmark, prediction_hash, data_hash) in known:
+            if (s.benchmark, prediction_hash, data_hash, round(s.value, 3)) in known:
                 continue
             row = {
                 "model": model,
@@ -120,6 +124,15 @@ def append_records(
                 "predictions": prediction_hash,
                 "seconds": round(seconds, 1),
             }
-            file.write(json.dumps(row | made) + "\n")
+            file.write(json.dumps(row | scored_by | asked_by) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def cut_torn_line(path: Path) -> None:
+    """Cut off what stands behind the last newline of a file: a line that a kill left unfinished."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(whole)

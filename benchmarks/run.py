@@ -18,24 +18,40 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
 
 from tqdm import tqdm
 
 from benchmarks import suites
-from benchmarks.lab import lab_items
-from benchmarks.predict import read_predictions, settings, write_items
+from benchmarks.lab import items_folder, lab_items
+from benchmarks.predict import asked_by, read_predictions, settings, write_items
 from benchmarks.records import append_records, score
 from benchmarks.suites import Item
 from benchmarks.tables import Table, as_markdown, as_text, differences, suite_rows, unparsed
-from dpa.errors import InputError
-from dpa.lineage import file_hash, is_complete, provenance, read_lineage, write_json
+from dpa.errors import InputError, command
+from dpa.lineage import LINEAGE, file_hash, is_complete, provenance, read_lineage, write_json
 
 METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")
 MODES = ("seen", "blind")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked: items under a name, their pictures, the benchmarks among them, the length of an answer.
+
+    captions: the lab's caption set that the methods are trained on.
+    """
+
+    name: str
+    items: Sequence[Item]
+    images: Path
+    benchmarks: Sequence[str]
+    max_new_tokens: int
+    captions: str
+
+    def file(self, output: Path) -> Path:
+        return output / "items" / f"{self.name}.jsonl"
 
 
 @dataclass(frozen=True)
@@ -47,10 +63,6 @@ class Subject:
     model: Path
     recipe: str | None = None
 
-    @property
-    def name_of_recipe(self) -> str:
-        return self.recipe or self.name
-
     def predictions(self, output: Path, data: str, mode: str) -> Path:
         own = (
             self.model.parent / "predictions"
@@ -59,91 +71,88 @@ class Subject:
         )
         return own / f"{data}-{mode}.jsonl"
 
+    def settings(self, asked: Asked, mode: str) -> dict:
+        return settings(str(self.model), asked.items, asked.images, mode == "blind", asked.max_new_tokens)
 
-@dataclass(frozen=True)
-class Asked:
-    """What is asked: items under a name, their pictures, the benchmarks among them, the length of an answer."""
-
-    name: str
-    items: Sequence[Item]
-    images: Path
-    benchmarks: Sequence[str]
-    max_new_tokens: int
-
-    def file(self, output: Path) -> Path:
-        return output / "items" / f"{self.name}.jsonl"
+    def is_answered(self, asked: Asked, output: Path, mode: str) -> bool:
+        """Whether every item has an answer. InputError when the answers were made otherwise than asked for now."""
+        answers = read_predictions(self.predictions(output, asked.name, mode), self.settings(asked, mode))
+        return all((item.benchmark, item.index) in answers for item in asked.items)
 
 
 def lab_subjects(output: Path, captions: str, seeds: Sequence[int]) -> list[Subject]:
+    """The five methods on one of the lab's caption sets, for each seed."""
     from dpa.recipes import recipe
     from dpa.train import stage_folder
 
     names = {method: f"lab_{captions}" + ("" if method == "dpa" else f"_{method}") for method in METHODS}
     return [
-        Subject(method, seed, stage_folder(output, recipe(names[method]), "instruct", seed), names[method])
-        for seed in seeds
-        for method in METHODS
+        Subject(method, seed, stage_folder(output, recipe(name), "instruct", seed), name)
+        for seed in dict.fromkeys(seeds)
+        for method, name in names.items()
     ]
 
 
 def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: int) -> None:
-    """Train and question every lab subject that is not done, `jobs` at a time, each in processes of its own."""
-    from dpa.recipes import recipe
-    from dpa.train import stage_folder
+    """Train and question every lab subject that is not done, `jobs` at a time, each in processes of its own.
 
-    def answered(subject: Subject, mode: str) -> bool:
-        return subject.predictions(output, asked.name, mode).with_suffix(".done").is_file()
+    What is there is re-used only if it was made from the same settings, foundations and data; else it is named.
+    """
+    from dpa import train
+    from dpa.lab.dataset import ensure
 
-    wanted = [s for s in subjects if not (is_complete(s.model) and all(answered(s, mode) for mode in MODES))]
+    for name in ("lab/questions", f"lab/{asked.captions}"):  # once, before two trainings would both draw them
+        ensure(output, name)
+
+    def command_line(subject: Subject) -> list[str]:
+        return ["--recipe", str(subject.recipe), "--output", str(output), "--seed", str(subject.seed)]
+
+    def open_parts(subject: Subject) -> list[Path]:
+        """What is still to be made, in order: a file for each unfinished stage and for each mode not asked."""
+        flags, rest = train.parse(command_line(subject))
+        chosen = train.resolve(flags)
+        stages = [stage for stage in chosen.stages if not train.finished(chosen, stage, flags, rest)]
+        parts = [train.stage_folder(output, chosen, stage, subject.seed) / LINEAGE for stage in stages]
+        for mode in MODES:
+            if is_complete(subject.model) and subject.is_answered(asked, output, mode):
+                continue
+            parts.append(subject.predictions(output, asked.name, mode).with_suffix(".seconds"))
+        return parts
+
+    wanted = {subject: parts for subject in subjects if (parts := open_parts(subject))}
     if not wanted:
         return
     (output / "logs").mkdir(parents=True, exist_ok=True)
-    proxy_locks = {subject.seed: Lock() for subject in wanted}  # one proxy a seed, shared by pmo and dpa
-    bar = tqdm(
-        total=sum(len(recipe(s.name_of_recipe).stages) + len(MODES) for s in wanted),
-        desc="training and asking",
-        unit="part",
-    )
+    files = {path for parts in wanted.values() for path in parts}
+    for path in files:  # the time of an earlier, partial asking
+        if path.suffix == ".seconds":
+            path.unlink(missing_ok=True)
     failures: list[str] = []
 
     def work(subject: Subject) -> None:
-        chosen = recipe(subject.name_of_recipe)
-        log = output / "logs" / f"{chosen.name}-seed{subject.seed}.log"
-        train = ["dpa.train", "--recipe", chosen.name, "--seed", str(subject.seed), "--output", str(output)]
-        ask = [
-            "benchmarks.predict",
-            "--model",
-            str(subject.model),
-            "--items",
-            str(asked.file(output)),
-            "--images",
-            str(asked.images),
-            "--max-new-tokens",
-            str(asked.max_new_tokens),
-        ]
-        for stage in chosen.stages:
-            with proxy_locks[subject.seed] if stage == "proxy" else nullcontext():
-                if not is_complete(stage_folder(output, chosen, stage, subject.seed)):
-                    _call([*train, "--stage", stage], log)
-            bar.update()
-        for mode in MODES:
-            out, start = subject.predictions(output, asked.name, mode), time.time()
-            _call([*ask, "--out", str(out), *(["--blind"] if mode == "blind" else [])], log)
-            write_json(
-                out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)}
-            )
-            bar.update()
+        if failures:
+            return
+        log = output / "logs" / f"{subject.recipe}-seed{subject.seed}.log"
+        seen, blind = (str(subject.predictions(output, asked.name, mode)) for mode in MODES)
+        ask = ["--model", str(subject.model), "--out", seen, "--blind-out", blind]
+        of = ["--items", str(asked.file(output)), "--images", str(asked.images)]
+        try:
+            _call(["dpa.train", *command_line(subject), "--stage", "all"], log)
+            _call(["benchmarks.predict", *ask, *of, "--max-new-tokens", str(asked.max_new_tokens)], log)
+        except InputError as error:
+            failures.append(str(error))
 
-    def guarded(subject: Subject) -> None:
-        if not failures:
-            try:
-                work(subject)
-            except InputError as error:
-                failures.append(str(error))
-
-    order = sorted(wanted, key=lambda s: (s.seed, ("pmo", "vanilla", "dpa", "cmo", "cal").index(s.name)))
+    # the first of each seed makes the proxy that dpa's waits for
+    order = sorted(wanted, key=lambda s: (s.seed, ("pmo", "vanilla", "cmo", "dpa", "cal").index(s.name)))
+    bar = tqdm(total=len(files), desc="training and asking", unit="part")
     with bar, ThreadPoolExecutor(jobs) as pool:
-        list(pool.map(guarded, order))
+        futures = [pool.submit(work, subject) for subject in order]
+        while not all(future.done() for future in futures):
+            bar.update(sum(path.is_file() for path in files) - bar.n)
+            time.sleep(1)
+        bar.update(sum(path.is_file() for path in files) - bar.n)
+    for future in futures:
+        future.result()
     if failures:
         raise InputError(failures[0])
 
@@ -171,21 +180,16 @@ def ask_models(subjects: Sequence[Subject], asked: Asked, output: Path, batch_si
 
     for subject in subjects:
         for mode in MODES:
-            out, start = subject.predictions(output, asked.name, mode), time.time()
-            blind = mode == "blind"
+            out = subject.predictions(output, asked.name, mode)
             predict(
                 str(subject.model),
                 asked.items,
                 asked.images,
                 out,
-                blind=blind,
+                blind=mode == "blind",
                 batch_size=batch_size,
                 max_new_tokens=asked.max_new_tokens,
             )
-            if not out.with_suffix(".done").is_file():
-                write_json(
-                    out.with_suffix(".done"), {"predictions": file_hash(out), "seconds": round(time.time() - start, 1)}
-                )
 
 
 def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: Path) -> Table:
@@ -194,8 +198,7 @@ def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: 
     for subject in subjects:
         for mode in MODES:
             path = subject.predictions(output, asked.name, mode)
-            wanted = settings(str(subject.model), asked.items, mode == "blind", asked.max_new_tokens)
-            answers = read_predictions(path, wanted)
+            answers = read_predictions(path, subject.settings(asked, mode))
             scores = [
                 score([item for item in asked.items if item.benchmark == name], answers) for name in asked.benchmarks
             ]
@@ -209,7 +212,8 @@ def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: 
                 data=asked.name,
                 data_hash=file_hash(asked.file(output)),
                 prediction_hash=file_hash(path),
-                seconds=json.loads(path.with_suffix(".done").read_text(encoding="utf-8"))["seconds"],
+                seconds=json.loads(path.with_suffix(".seconds").read_text(encoding="utf-8")),
+                asked_by=asked_by(path),
             )
     return table
 
@@ -242,13 +246,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
-    try:
-        _run(options)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    _run(options)
     return 0
 
 
@@ -269,12 +270,13 @@ def _run(options: argparse.Namespace) -> None:
             options.images,
             tuple(dict.fromkeys(item.benchmark for item in items)),
             options.max_new_tokens,
+            options.captions,
         )
         title = f"real items of {options.data.name}"
     else:
         names = suites.suite(options.suite)
-        images = output / "lab-data" / "items"
-        asked = Asked("lab", lab_items(images), images, names, options.max_new_tokens)
+        images = items_folder(output)
+        asked = Asked("lab", lab_items(images), images, names, options.max_new_tokens, options.captions)
         title = f"{options.suite}, the lab's items"
     write_items(asked.file(output), asked.items)
     if options.model:
@@ -283,7 +285,7 @@ def _run(options: argparse.Namespace) -> None:
     else:
         subjects = lab_subjects(output, options.captions, options.seeds)
         title += f", methods trained on its {options.captions} captions"
-        jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else os.cpu_count() or 1)
+        jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else len(os.sched_getaffinity(0)))
         complete_lab(subjects, asked, output, jobs)
     records = output / "records.jsonl"
     table = score_all(subjects, asked, output, records)

@@ -5,6 +5,7 @@ Nothing here imports torch.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,7 +22,7 @@ class Item:
     """One question about one picture.
 
     index: unique within its benchmark; unit: what is resampled together (the item, the MMVP pair, the NaturalBench
-    group); task: the column of a finer table; answer: the text of the right option; options: all of them, in order.
+    group, the photo of several items); task: the column of a finer table; answer: the text of the right option; options: all of them, in order.
     NaturalBench items carry (question, image) numbers in `slot`.
     """
 
@@ -45,18 +46,18 @@ class Item:
 
 @dataclass(frozen=True)
 class Benchmark:
-    """name: the paper's column; metric: what one unit contributes; tasks: averaged with equal weight where several."""
+    """name: the paper's column; metric: when a unit counts; by_task: whether its tasks are averaged with equal weight."""
 
     name: str
     metric: Metric
-    tasks: tuple[str, ...] = ()
+    by_task: bool = False
 
 
 BENCHMARKS = {
     b.name: b
     for b in (
-        Benchmark("CVBench-2D", "accuracy", ("count", "relation")),
-        Benchmark("CVBench-3D", "accuracy", ("depth", "distance")),
+        Benchmark("CVBench-2D", "accuracy", by_task=True),  # count, relation
+        Benchmark("CVBench-3D", "accuracy", by_task=True),  # depth, distance
         Benchmark("MMVP", "pair"),
         Benchmark("NaturalBench", "group"),
         Benchmark("CV-Bench", "accuracy"),  # the real items whose photos are at hand, one column
@@ -83,32 +84,35 @@ def normalise(answer: str) -> str:
 
 
 def is_right(item: Item, prediction: str) -> bool:
-    """Whether a prediction names the right option, by its letter or its text. No judge and no guess.
+    """Whether a prediction names the right option. No judge and no guess; an empty answer is wrong everywhere.
 
-    POPE's yes and no are read as its authors do: a first sentence with "no" or "not" is a no, any other answer a yes.
-    An empty answer is wrong everywhere.
+    CV-Bench (Cambrian): only the first character of the answer counts, as a letter. POPE, as its authors do: a first
+    sentence with "no" or "not" is a no, any other answer a yes. Else: the right option's letter or its text.
     """
     if not prediction.strip():
         return False
     if item.benchmark == "POPE":
-        words = re.split(r"[^a-z]+", prediction.split(".")[0].lower())
-        return ("no" if {"no", "not"} & set(words) else "yes") == item.answer
+        words = set(re.split(r"[^a-z]+", prediction.split(".")[0].lower()))
+        return ("no" if {"no", "not"} & words else "yes") == item.answer
     given = normalise(prediction)
+    letter = LETTERS[item.options.index(item.answer)].lower()
+    if item.benchmark == "CV-Bench":
+        return given[:1] == letter
     if given == normalise(item.answer):
         return True
-    letter = LETTERS[item.options.index(item.answer)].lower()
-    if item.benchmark == "CV-Bench":  # Cambrian: only the first character of the answer counts
-        return given[:1] == letter
-    return given == letter and letter not in (normalise(option) for option in item.options)
+    return given == letter and letter not in map(normalise, item.options)
 
 
 def is_parsed(item: Item, prediction: str) -> bool:
-    """Whether a prediction names any option at all; the others are wrong and are counted apart."""
-    if item.benchmark == "POPE":
-        return bool(prediction.strip())
+    """Whether a prediction plainly names an option (yes or no for POPE); the others are counted apart."""
     given = normalise(prediction)
-    named = {normalise(option) for option in item.options} | {LETTERS[i].lower() for i in range(len(item.options))}
-    return given in named or (item.benchmark == "CV-Bench" and given[:1] in named)
+    if item.benchmark == "POPE":
+        return bool({"yes", "no", "not"} & set(re.split(r"[^a-z]+", given)))
+    letters = {letter.lower() for letter in LETTERS[: len(item.options)]}
+    lone_letter = (
+        given[:1] in letters and not given[1:2].isalpha() and (len(given) == 1 or item.benchmark == "CV-Bench")
+    )
+    return lone_letter or given in map(normalise, item.options)
 
 
 def check_complete(items: Sequence[Item]) -> None:
@@ -124,28 +128,32 @@ def check_complete(items: Sequence[Item]) -> None:
             )
 
 
-def unit_scores(items: Sequence[Item], right: Sequence[bool]) -> dict[str, tuple[str, float]]:
-    """{unit: (task, score)} of one benchmark; the score is 1 when all items of the unit are right (pair, group), else their mean."""
-    metric = BENCHMARKS[items[0].benchmark].metric if items else "accuracy"
-    grouped: dict[str, list[tuple[Item, bool]]] = {}
+def unit_scores(items: Sequence[Item], right: Sequence[bool]) -> dict[str, list[tuple[float, float]]]:
+    """{task: units} of one benchmark, a unit as (sum of scores, number of items); one task "" unless the benchmark averages tasks.
+
+    A pair or group is one item that scores 1 when all its questions are right.
+    """
+    if not items:
+        return {}
+    benchmark = BENCHMARKS[items[0].benchmark]
+    grouped: dict[tuple[str, str], list[bool]] = {}
     for item, hit in zip(items, right, strict=True):
-        grouped.setdefault(item.unit, []).append((item, hit))
-    scores = {}
-    for unit, members in grouped.items():
-        hits = [hit for _, hit in members]
-        scores[unit] = (members[0][0].task, float(all(hits)) if metric in ("pair", "group") else sum(hits) / len(hits))
+        grouped.setdefault((item.task if benchmark.by_task else "", item.unit), []).append(hit)
+    scores: dict[str, list[tuple[float, float]]] = {}
+    for (task, _), hits in grouped.items():
+        whole = benchmark.metric in ("pair", "group")
+        scores.setdefault(task, []).append((float(all(hits)), 1.0) if whole else (float(sum(hits)), float(len(hits))))
     return scores
 
 
 def natural_accuracies(items: Sequence[Item], right: Sequence[bool]) -> dict[str, float]:
-    """NaturalBench's four metrics, 0 to 1: single answers, questions (right on both images), images (both questions right), groups."""
+    """NaturalBench's metrics, 0 to 1: questions (right on both images), images (both questions right), groups."""
     grid: dict[str, dict[tuple[int, int], bool]] = {}
     for item, hit in zip(items, right, strict=True):
         grid.setdefault(item.unit, {})[item.slot] = hit
     groups = list(grid.values())
     n = len(groups)
     return {
-        "accuracy": sum(sum(g.values()) for g in groups) / (4 * n),
         "question": sum(g[q, 0] and g[q, 1] for g in groups for q in (0, 1)) / (2 * n),
         "image": sum(g[0, i] and g[1, i] for g in groups for i in (0, 1)) / (2 * n),
         "group": sum(all(g.values()) for g in groups) / n,
@@ -153,20 +161,17 @@ def natural_accuracies(items: Sequence[Item], right: Sequence[bool]) -> dict[str
 
 
 def chance(items: Sequence[Item]) -> float:
-    """Score of uniform guessing among the options, 0 to 100, by the benchmark's own metric and mean over tasks."""
-    metric = BENCHMARKS[items[0].benchmark].metric
-    by_task: dict[str, dict[str, list[float]]] = {}
+    """Score of uniform guessing among the options, 0 to 100, by the benchmark's own metric and mean over its tasks."""
+    benchmark = BENCHMARKS[items[0].benchmark]
+    odds: dict[str, dict[str, list[float]]] = {}
     for item in items:
-        by_task.setdefault(item.task if metric == "accuracy" else "", {}).setdefault(item.unit, []).append(
-            1 / len(item.options)
-        )
+        task = item.task if benchmark.by_task else ""
+        odds.setdefault(task, {}).setdefault(item.unit, []).append(1 / len(item.options))
     means = []
-    for units in by_task.values():
-        scores = []
-        for odds in units.values():
-            product = 1.0
-            for p in odds:
-                product *= p
-            scores.append(product if metric in ("pair", "group") else sum(odds) / len(odds))
-        means.append(sum(scores) / len(scores))
+    for units in odds.values():
+        if benchmark.metric in ("pair", "group"):
+            means.append(sum(math.prod(unit) for unit in units.values()) / len(units))
+        else:
+            flat = [p for unit in units.values() for p in unit]
+            means.append(sum(flat) / len(flat))
     return 100 * sum(means) / len(means)

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
+from jinja2 import TemplateError
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -119,7 +120,7 @@ def _record(where: str, fields: dict, view: View) -> Record:
             f"{where}: 'image' should be one path, got {type(image).__name__}; one image a record is supported"
         )
     answers = [text for role, text in turns if role == "assistant"]
-    if not answers or not any(text.strip() for text in answers):
+    if not answers or not all(text.strip() for text in answers):
         raise InputError(
             f"{where}: the {'caption' if view != 'chat' else 'answer'} is empty; give the 'gpt' turn a text or take the record out"
         )
@@ -161,7 +162,7 @@ def open_image(root: Path, name: str, where: str) -> Image.Image:
 def image_path(root: Path, name: str, where: str) -> Path:
     """The path of an image, which must exist and stay under `root` (symbolic links followed)."""
     path = root / name
-    if not path.resolve().is_relative_to(root.resolve()):
+    if "\0" in name or not path.resolve().is_relative_to(root.resolve()):
         raise InputError(f"{where}: image path {name!r} leads out of {root}; paths are relative to the image folder")
     if not path.is_file():
         raise InputError(f"{where}: image {path} does not exist; is --images (or --instruct-images) the right folder?")
@@ -186,7 +187,7 @@ class Samples(Dataset):
     """Records as training samples of a view: dicts of input_ids [L], labels [L] and, with an image, pixel_values [3, S, S].
 
     processor: a LlavaProcessor for the views with images, a tokenizer for `text`. Sequences longer than `max_length`
-    are cut at the right as in the released code; `num_cut` counts them. InputError when the cut leaves no label.
+    are cut at the right as in the released code; `num_cut` counts the cuts made in this process. InputError when the cut leaves no label.
     """
 
     def __init__(
@@ -270,7 +271,12 @@ def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> tuple
         messages.append({"role": role, "content": text})
 
     def render(upto: int, prompt: bool) -> str:
-        return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
+        try:
+            return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
+        except TemplateError as error:  # Gemma's refuses a system turn, others two turns of one role
+            raise InputError(
+                f"{record.where}: the tokenizer's chat template refuses it ({error}); change its turns"
+            ) from None
 
     whole = render(len(messages), False)
     spans = []

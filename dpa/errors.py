@@ -1,5 +1,34 @@
-"""The one kind of error that is the user's to mend: commands print it as a single line and exit with status 2."""
+"""The one kind of error that is the user's to mend, and how every command ends on it: one line, exit status 2."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
 
 
 class InputError(ValueError):
     """Bad input; the message names the file, the record and the fix."""
+
+
+def command(main: Callable[..., int]) -> Callable[..., int]:
+    """A command's `main` that prints an InputError, or a disk that is full or read-only, as one line and returns 2."""
+
+    @wraps(main)
+    def guarded(arguments: list[str] | None = None) -> int:
+        try:
+            return main(arguments)
+        except InputError as error:
+            # from a data loader's worker it comes wrapped in the worker's traceback; the last line is ours
+            print(
+                f"error: {str(error).strip().splitlines()[-1].removeprefix('dpa.errors.InputError: ')}", file=sys.stderr
+            )
+        except OSError as error:
+            where = error.filename or "output"
+            print(
+                f"error: {where}: {error.strerror or error}; free or change it and run again, what is finished is kept",
+                file=sys.stderr,
+            )
+        return 2
+
+    return guarded

@@ -1,7 +1,7 @@
 """What made a result: fingerprints of models and data, versions, command, commit, hardware.
 
 `lineage.json` is written last into every finished stage: a folder that has one is complete. No environment variable is
-recorded, so that no key or token can be.
+recorded, and no value of a flag that holds a token.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from dpa.errors import InputError
 
 LINEAGE = "lineage.json"
+MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer.json", "tokenizer.model", "*.jinja")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
 
 
@@ -28,30 +29,38 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def folder_hash(
-    folder: Path,
-    patterns: tuple[str, ...] = ("*.safetensors", "*.bin", "config.json", "tokenizer.json", "tokenizer.model"),
-) -> str:
-    """One SHA-256 over the names and contents of the files of a model folder that decide what it computes."""
+def folder_hash(folder: Path) -> str:
+    """One SHA-256 over the names and contents of the files of a model folder that decide what it computes.
+
+    Weights, configurations, tokenizer, processor and chat template; not the card, the lineage or the log.
+    """
     digest = hashlib.sha256()
-    files = sorted({path for pattern in patterns for path in folder.glob(pattern)})
+    files = sorted({path for pattern in MODEL_FILES for path in folder.glob(pattern)})
     if not files:
-        raise InputError(
-            f"{folder}: no model files here (looked for {', '.join(patterns)}); give the folder that holds config.json"
-        )
+        raise InputError(f"{folder}: no model files here; give the folder that holds config.json")
     for path in files:
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return digest.hexdigest()
 
 
-def model_fingerprint(path_or_id: str) -> str:
-    """What identifies a model: the hash of a local folder, or a hub id with the commit that is in the local cache."""
-    if Path(path_or_id).is_dir():
-        return folder_hash(Path(path_or_id))
-    from huggingface_hub import try_to_load_from_cache
+def local_model(name: str, kind: str = "llm") -> Path:
+    """The folder of a model: the lab's shipped `kind` (llm, tower) for the name `lab`, a folder as it is, else a hub id,
+    fetched to the local cache first, so that one name means one set of files throughout a run.
+    """
+    if name == "lab":
+        return Path(__file__).parent / "lab" / "foundations" / kind
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    cached = try_to_load_from_cache(path_or_id, "config.json")
-    return f"{path_or_id}@{Path(cached).parent.name}" if isinstance(cached, str) else path_or_id
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
+    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        reason = str(error).strip().splitlines()[0][:160]
+        raise InputError(
+            f"{name}: no such folder, and no hub id that can be fetched ({reason}); check the name"
+        ) from None
 
 
 def commit() -> str | None:
@@ -77,12 +86,29 @@ def provenance() -> dict:
         except metadata.PackageNotFoundError:
             continue
     return {
-        "command": " ".join([f"python -m {_module()}", *sys.argv[1:]]),
+        "command": " ".join([f"python -m {_module()}", *without_secrets(sys.argv[1:])]),
         "commit": commit(),
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": versions,
         "hardware": _hardware(),
     }
+
+
+def without_secrets(arguments: list[str]) -> list[str]:
+    """A command line with the values of flags that hold a token or key left out."""
+    kept: list[str] = []
+    for index, argument in enumerate(arguments):
+        flag = argument.split("=")[0]
+        if (
+            index
+            and "token" in arguments[index - 1]
+            and arguments[index - 1].startswith("--")
+            and "=" not in arguments[index - 1]
+        ):
+            kept.append("...")
+        else:
+            kept.append(f"{flag}=..." if "token" in flag and "=" in argument else argument)
+    return kept
 
 
 def _module() -> str:
@@ -100,7 +126,7 @@ def _hardware() -> dict:
 
 def write_json(path: Path, value) -> None:
     """Write JSON so that a reader sees all of it or none: temporary name, fsync, rename."""
-    temporary = path.with_name(path.name + ".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     with open(temporary, "w", encoding="utf-8") as file:
         json.dump(value, file, indent=2, ensure_ascii=False)
         file.write("\n")

@@ -32,8 +32,11 @@ CONNECTOR = "connector.safetensors"
 IMAGE_TOKENS = ("<image>", "<|image_pad|>", "<|reserved_special_token_0|>", "<unused99>")
 
 
-def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: str = "sdpa") -> PreTrainedModel:
-    """The causal LM of a folder or hub id, in `dtype`. InputError when there is none."""
+def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: str | None = None) -> PreTrainedModel:
+    """The causal LM of a folder or hub id, in `dtype`. InputError when there is none.
+
+    attention: transformers' name of an implementation; None leaves the choice to it (sdpa, for Gemma-2 eager).
+    """
     try:
         return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
@@ -119,13 +122,28 @@ def compose(
     return model
 
 
+# Put before a text LLM's own chat template: content given as parts (as image-text pipelines do) becomes one text, the
+# image as its token and a newline, which is how `dpa.data.encode_chat` writes it in training.
+PARTS_TO_TEXT = (
+    "{%- set all = namespace(messages=[]) -%}{%- for message in messages -%}{%- if message['content'] is string -%}"
+    "{%- set all.messages = all.messages + [message] -%}{%- else -%}{%- set one = namespace(text='') -%}"
+    "{%- for part in message['content'] -%}{%- if part['type'] == 'image' -%}{%- set one.text = one.text + 'IMAGE\\n' -%}"
+    "{%- else -%}{%- set one.text = one.text + part['text'] -%}{%- endif -%}{%- endfor -%}"
+    "{%- set all.messages = all.messages + [{'role': message['role'], 'content': one.text}] -%}{%- endif -%}"
+    "{%- endfor -%}{%- set messages = all.messages -%}"
+)
+
+
 def build_processor(tokenizer: PreTrainedTokenizerBase, tower: CLIPVisionModel, *, pad: bool = True) -> LlavaProcessor:
     """The stock processor: pictures padded to a square (`pad`, as LLaVA-1.5 tunes and evaluates) and scaled to the tower.
 
-    The PIL backend is named so that CPU and GPU runs see the same pixels; torchvision's differs by up to 2 of 255.
+    Its chat template is the LLM's own behind `PARTS_TO_TEXT`. The PIL backend is named so that CPU and GPU runs see the
+    same pixels; torchvision's differs by up to 2 of 255.
     """
     size = tower.config.image_size
-    tokenizer.image_token = image_token(tokenizer)
+    mark = image_token(tokenizer)
+    tokenizer.image_token = mark
+    template = tokenizer.chat_template
     return LlavaProcessor(
         image_processor=LlavaImageProcessorPil(
             size={"shortest_edge": size}, crop_size={"height": size, "width": size}, do_pad=pad
@@ -134,7 +152,7 @@ def build_processor(tokenizer: PreTrainedTokenizerBase, tower: CLIPVisionModel, 
         patch_size=tower.config.patch_size,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
-        chat_template=tokenizer.chat_template,
+        chat_template=PARTS_TO_TEXT.replace("IMAGE", mark) + template if template else None,
     )
 
 

@@ -14,14 +14,11 @@ import json
 import sys
 from pathlib import Path
 
+from dpa.errors import InputError, command
 from dpa.methods import Weighting
 
 MAX_LOSS_ERROR = 1e-5
 MAX_GRADIENT_ERROR = 1e-4
-
-
-class GoldenError(ValueError):
-    """A golden file that is missing something; the message names the file and the part."""
 
 
 def load_golden(path: Path):
@@ -35,17 +32,17 @@ def load_golden(path: Path):
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  safe_open is no mapping
     except (OSError, SafetensorError) as error:
-        raise GoldenError(f"{path}: not a readable safetensors file ({error})") from None
+        raise InputError(f"{path}: not a readable safetensors file ({error})") from None
     needed = {"inputs_embeds", "attention_mask", "image_mask", "labels", "loss", "grad_inputs_embeds"}
     if missing := needed - tensors.keys():
-        raise GoldenError(f"{path}: tensors missing: {', '.join(sorted(missing))}")
+        raise InputError(f"{path}: tensors missing: {', '.join(sorted(missing))}")
     try:
         fields = json.loads(metadata["config"])
         family = metadata["family"]
         is_cal = metadata.get("rule") == "cal"
         low, high = (float(metadata[f"{'logit' if is_cal else 'delta'}_{end}"]) for end in ("min", "max"))
     except (KeyError, ValueError) as error:
-        raise GoldenError(f"{path}: metadata lacks a usable {error}") from None
+        raise InputError(f"{path}: metadata lacks a usable {error}") from None
     fields.pop("architectures", None)
     model_type = fields.pop("model_type", "qwen2" if "qwen2" in family else "llama")
     config = AutoConfig.for_model(
@@ -53,10 +50,15 @@ def load_golden(path: Path):
     )
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     state = {name.removeprefix("state/"): tensor for name, tensor in tensors.items() if name.startswith("state/")}
-    absent, unexpected = model.load_state_dict(state, strict=False)
+    try:
+        absent, unexpected = model.load_state_dict(state, strict=False)
+    except RuntimeError as error:
+        raise InputError(
+            f"{path}: weights do not fit the configuration ({str(error).splitlines()[-1].strip()[:160]})"
+        ) from None
     absent = [name for name in absent if not (name == "lm_head.weight" and config.tie_word_embeddings)]
     if absent or unexpected:
-        raise GoldenError(
+        raise InputError(
             f"{path}: weights do not fit a {config.model_type} model (absent {absent[:3]}, unexpected {unexpected[:3]})"
         )
     model.tie_weights()
@@ -80,6 +82,7 @@ def relative_errors(path: Path) -> tuple[float, float]:
     return float(loss_error), float(gradient_error)
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.parity", description=__doc__.split("\n")[0])
     parser.add_argument("files", nargs="+", type=Path, metavar="FILE.safetensors")
@@ -89,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     for path in options.files:
         try:
             loss_error, gradient_error = relative_errors(path)
-        except GoldenError as error:
+        except InputError as error:
             print(f"error: {error}", file=sys.stderr)
             status = 2
             continue

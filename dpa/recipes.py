@@ -16,7 +16,7 @@ import argparse
 import json
 from dataclasses import asdict, dataclass, field, replace
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 from dpa.methods import CMO, METHODS, STAGES, Stage, Weighting
 
 
@@ -120,9 +120,9 @@ def _recipes() -> dict[str, Recipe]:
         instructions="lab/questions",
         lora_rank=32,
         lora_alpha=64,
-        proxy_stage=StageSettings(2e-3, global_batch=32, max_steps=200),
-        connector_stage=StageSettings(2e-3, global_batch=32, max_steps=800),
-        instruct_stage=StageSettings(5e-4, global_batch=32, max_steps=250, max_length=2048),
+        proxy_stage=StageSettings(2e-3, global_batch=16, max_steps=300),
+        connector_stage=StageSettings(2e-3, global_batch=16, max_steps=900),
+        instruct_stage=StageSettings(5e-4, global_batch=16, max_steps=450, max_length=2048),
         family="lab_ornate",
     )
     for style in LAB_STYLES:
@@ -171,6 +171,7 @@ def recipe(name: str) -> Recipe:
         raise InputError(f"unknown recipe {name!r}; {hint} `python -m dpa.recipes` lists all") from None
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.recipes", description=__doc__.split("\n")[0])
     parser.add_argument("--show", metavar="R", help="print the resolved configuration of one recipe as JSON")

@@ -20,14 +20,33 @@ import shutil
 import sys
 import time
 import warnings
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
-from dpa.errors import InputError
-from dpa.lineage import LINEAGE, file_hash, is_complete, model_fingerprint, provenance, read_lineage, write_json
+from dpa.errors import InputError, command
+from dpa.lineage import (
+    LINEAGE,
+    file_hash,
+    folder_hash,
+    is_complete,
+    local_model,
+    provenance,
+    read_lineage,
+    without_secrets,
+    write_json,
+)
 from dpa.methods import STAGES, Stage
 from dpa.recipes import Recipe, recipe
 
 SETTINGS = "settings.json"
+WEIGHTS = {"proxy": "adapter_model.safetensors", "connector": "connector.safetensors"}  # what a later stage builds on
+# TrainingArguments that cannot change a weight beyond rounding: a resumed run may give them anew.
+HARMLESS = (
+    *("save", "logging", "disable_tqdm", "report_to", "run_name", "dataloader", "hub", "push_to_hub"),
+    *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+)
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -47,7 +66,9 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         "--instruct-images", type=Path, help="folder that the instruction records' image paths start from"
     )
     parser.add_argument(
-        "--weighting-form", choices=("paper", "released"), help="the paper's equations (default) or the released code's"
+        "--weighting-form",
+        choices=("paper", "released"),
+        help="the paper's equations (default) or the released code's",
     )
     return parser.parse_known_args(arguments)
 
@@ -55,6 +76,8 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
 def resolve(flags: argparse.Namespace) -> Recipe:
     """The recipe with the flags' values in it."""
     chosen = recipe(flags.recipe)
+    if flags.stage == "proxy" and not chosen.proxy:
+        raise InputError(f"recipe {chosen.name!r} has no proxy stage; its method trains the connector on the base LLM")
     given = {
         "llm": flags.llm,
         "vision_tower": flags.vision_tower,
@@ -63,11 +86,12 @@ def resolve(flags: argparse.Namespace) -> Recipe:
     }
     chosen = dataclasses.replace(chosen, **{name: value for name, value in given.items() if value is not None})
     if flags.weighting_form:
-        chosen = dataclasses.replace(chosen, weighting=dataclasses.replace(chosen.weighting, form=flags.weighting_form))
-    needs = {"llm": "--llm", "vision_tower": "--vision-tower", "captions": "--data", "instructions": "--instruct-data"}
+        weighting = dataclasses.replace(chosen.weighting, form=flags.weighting_form)
+        chosen = dataclasses.replace(chosen, weighting=weighting)
+    needs = {"llm": "--llm", "captions": "--data", "vision_tower": "--vision-tower", "instructions": "--instruct-data"}
+    unneeded = {"proxy": ("vision_tower", "instructions"), "connector": ("instructions",), "instruct": ("captions",)}
     for name, flag in needs.items():
-        needed = name != "instructions" or flags.stage in ("instruct", "all")
-        if needed and not getattr(chosen, name):
+        if name not in unneeded.get(flags.stage, ()) and not getattr(chosen, name):
             raise InputError(f"recipe {chosen.name!r} leaves {name} open; give {flag}")
     return chosen
 
@@ -78,12 +102,26 @@ def stage_folder(output: Path, chosen: Recipe, stage: Stage, seed: int) -> Path:
     return output / (owner if seed == 0 else f"{owner}-seed{seed}") / stage
 
 
+def given_arguments(rest: Sequence[str]) -> dict[str, str]:
+    """{name: value} of TrainingArguments on a command line; a flag without a value is "true"."""
+    given: dict[str, str] = {}
+    name = None
+    for word in rest:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            name = name.replace("-", "_")
+            given[name] = value or "true"
+        elif name is not None:
+            given[name] = word if given[name] == "true" else f"{given[name]} {word}"
+    return given
+
+
 def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
     """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the global batch."""
     from transformers import HfArgumentParser, TrainingArguments
 
     settings = chosen.settings(stage)
-    defaults = {
+    defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,
         "num_train_epochs": settings.epochs,
@@ -97,12 +135,14 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         "save_steps": 500,
         "save_total_limit": 2,
         "logging_steps": 25,
-        "logging_nan_inf_filter": False,  # the default hides a loss that is no number from the log, and from HealthCheck
+        "logging_nan_inf_filter": False,  # the default hides a loss that is no number, from HealthCheck too
         "report_to": "none",
         "seed": 0,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
     }
+    if "output_dir" in given_arguments(rest):
+        raise InputError("--output_dir is set by the stage; choose the folder of all runs with --output")
     parser = HfArgumentParser(TrainingArguments)
     known = {action.dest for action in parser._actions}
     if unknown := defaults.keys() - known:  # set_defaults would drop them silently
@@ -114,13 +154,17 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
             f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments"
         )
     batch, accumulate = namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps
-    namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps = (
-        batch or settings.global_batch,
-        accumulate or 1,
-    )
-    arguments = TrainingArguments(
-        **{f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
-    )
+    namespace.per_device_train_batch_size = batch or settings.global_batch
+    namespace.gradient_accumulation_steps = accumulate or 1
+    values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
+    try:
+        arguments = TrainingArguments(**values)
+    except (ValueError, TypeError) as error:
+        raise InputError(f"these TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
+    if arguments.n_gpu > 1:
+        raise InputError(
+            f"{arguments.n_gpu} GPUs are visible to one process; start with torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
     processes = max(arguments.world_size, 1)
     if accumulate is None:  # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out
         if batch is None and settings.global_batch % processes == 0:
@@ -136,175 +180,186 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
 
 def data_source(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> tuple[Path, Path]:
     """(data file, image folder) of a stage; the lab's are made if absent. Without --images: the data file's folder."""
-    name, images = (
-        (chosen.instructions, flags.instruct_images) if stage == "instruct" else (chosen.captions, flags.images)
-    )
+    if stage == "instruct":
+        name, images = chosen.instructions, flags.instruct_images
+    else:
+        name, images = chosen.captions, flags.images
     if name.startswith("lab/"):
         from dpa.lab.dataset import ensure
 
-        return ensure(flags.output / "lab-data", name)
+        return ensure(flags.output, name)
     file = Path(name)
+    if not file.is_file():
+        which = "--instruct-data" if stage == "instruct" else "--data"
+        raise InputError(f"{file}: no such file; give the records of stage {stage} with {which}")
     return file, images if images is not None else file.parent
 
 
-def parents(chosen: Recipe, stage: Stage, output: Path, seed: int) -> dict[str, Path]:
-    """The finished stages that this one builds on, by stage name. InputError for one that is missing."""
-    builds_on: dict[Stage, tuple[Stage, ...]] = {
-        "proxy": (),
-        "connector": ("proxy",) if chosen.proxy else (),
-        "instruct": ("connector",),
+def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> dict:
+    """What decides a stage's result: settings, models, data, and the parents' weights as far as they are there."""
+    given = given_arguments(rest)
+    seed = int(given.get("seed", 0))
+    file, _ = data_source(chosen, stage, flags)
+    settings = dataclasses.asdict(chosen.settings(stage))
+    settings |= {name: value for name, value in sorted(given.items()) if not name.startswith(HARMLESS)}
+    lineage: dict[str, Any] = {"stage": stage, "seed": seed, "llm": folder_hash(local_model(chosen.llm, "llm"))}
+    if stage == "proxy":
+        lineage["settings"] = settings | {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
+    else:
+        lineage["settings"] = settings | {"weighting": dataclasses.asdict(chosen.weighting)}
+        lineage["vision_tower"] = folder_hash(local_model(chosen.vision_tower, "tower"))
+    lineage["data"] = {file.name: file_hash(file)}
+    found = {parent: stage_folder(flags.output, chosen, parent, seed) for parent in parents(chosen, stage)}
+    lineage["parents"] = {
+        parent: file_hash(folder / WEIGHTS[parent]) for parent, folder in found.items() if is_complete(folder)
     }
+    return lineage
+
+
+def parents(chosen: Recipe, stage: Stage) -> tuple[Stage, ...]:
+    """The stages that a stage builds on."""
+    if stage == "connector":
+        return ("proxy",) if chosen.proxy else ()
+    return ("connector",) if stage == "instruct" else ()
+
+
+def finished(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> bool:
+    """Whether a stage is finished. InputError when what stands in its folder was made otherwise than asked for now."""
+    folder = stage_folder(flags.output, chosen, stage, int(given_arguments(rest).get("seed", 0)))
+    if not is_complete(folder):
+        return False
+    _refuse_other(read_lineage(folder), stage_lineage(chosen, stage, flags, rest), folder)
+    return True
+
+
+def _refuse_other(made: dict, wanted: dict, folder: Path) -> None:
+    for part in ("seed", "settings", "llm", "vision_tower", "data"):
+        if made.get(part) != wanted.get(part):
+            raise InputError(
+                f"{folder}: was made with other {part} ({_short(made.get(part), wanted.get(part))}) than asked for now ({_short(wanted.get(part), made.get(part))}); delete it or choose another --output"
+            )
+    for parent, digest in wanted["parents"].items():
+        if made["parents"].get(parent, digest) != digest:
+            raise InputError(
+                f"{folder}: was made from another {parent} than the one that is there now; delete it to make it again"
+            )
+
+
+def _short(value, other) -> str:
+    """The part of a value in which it differs from another."""
+    if isinstance(value, dict) and isinstance(other, dict):
+        value = {key: item for key, item in value.items() if other.get(key) != item}
+    return (value if isinstance(value, str) else json.dumps(value))[:120]
+
+
+def _refuse_foreign_parents(chosen: Recipe, stage: Stage, flags: argparse.Namespace, lineage: dict) -> dict[str, Path]:
+    """The folders of the parents. InputError for one that is missing or that was made for another LLM or tower."""
     found: dict[str, Path] = {}
-    for parent in builds_on[stage]:
-        folder = stage_folder(output, chosen, parent, seed)
+    for parent in parents(chosen, stage):
+        folder = stage_folder(flags.output, chosen, parent, lineage["seed"])
         if not is_complete(folder):
             raise InputError(
                 f"{folder}: stage {stage} of {chosen.name!r} builds on stage {parent}, which is not finished; run --stage {parent} first, or --stage all"
             )
+        made = read_lineage(folder)
+        for part in ("llm", "vision_tower"):
+            if part in made and made[part] != lineage.get(part):
+                raise InputError(
+                    f"{folder}: this {parent} was made with another {part} ({made[part][:12]}) than the one given ({lineage[part][:12]}); train it again or give the same one"
+                )
         found[parent] = folder
     return found
 
 
-def local_model(name: str, kind: str) -> str:
-    """The lab's shipped foundation for the name `lab`, any other path or hub id as it is."""
-    return str(Path(__file__).parent / "lab" / "foundations" / kind) if name == "lab" else name
-
-
 def run_stage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: list[str]) -> Path:
-    """Train one stage unless it is finished, and return its folder."""
+    """Train one stage unless it is finished, and return its folder. Several processes at one stage wait for each other."""
+    from filelock import FileLock
     from transformers import set_seed
 
-    from dpa.data import VIEWS, check_images, read_records
-
-    probe = training_arguments(chosen, stage, flags.output, rest)
-    folder = stage_folder(flags.output, chosen, stage, probe.seed)
-    file, images = data_source(chosen, stage, flags)
-    llm, tower = local_model(chosen.llm, "llm"), local_model(chosen.vision_tower, "tower")
-    lineage = {
-        "stage": stage,
-        "recipe": chosen.name,
-        "seed": probe.seed,
-        "settings": dataclasses.asdict(chosen.settings(stage))
-        | ({} if stage == "proxy" else {"weighting": dataclasses.asdict(chosen.weighting)}),
-        "flags": rest,
-        "llm": model_fingerprint(llm),
-        "data": {file.name: file_hash(file)} if file.is_file() else {},
-    }
-    if stage == "proxy":
-        lineage["settings"] |= {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
-    else:
-        lineage["vision_tower"] = model_fingerprint(tower)
-    if is_complete(folder):
-        _refuse_other(read_lineage(folder), lineage, folder)
-        print(f"{folder}: finished before, kept", flush=True)
-        return folder
-    found = parents(chosen, stage, flags.output, probe.seed)
-    for parent, where in found.items():
-        made = read_lineage(where)
-        for part in ("llm", "vision_tower"):
-            if part in made and made[part] != lineage.get(part):
-                raise InputError(
-                    f"{where}: this {parent} was made with another {part} ({made[part][:16]}) than the one given ({lineage[part][:16]}); train it again or give the same one"
-                )
-        lineage.setdefault("parents", {})[parent] = file_hash(where / LINEAGE)
-
-    view = VIEWS[stage]
-    records = read_records(file, view)
-    if view != "text":
-        check_images(records, images)
-
-    partial = folder.with_name(f"{folder.name}.partial")
+    partial = stage_folder(flags.output, chosen, stage, int(given_arguments(rest).get("seed", 0)))
+    folder, partial = partial, partial.with_name(f"{partial.name}.partial")
     arguments = training_arguments(chosen, stage, partial, rest)
-    _open_partial(partial, lineage)
-    set_seed(arguments.seed)
-    start = time.time()
-    trainer, export = _build(chosen, stage, llm, tower, found, records, view, images, arguments)
-
-    from dpa.trainer import newest_checkpoint
-
-    checkpoint = newest_checkpoint(partial)
-    print(
-        f"{folder}: {'resuming from ' + checkpoint.name if checkpoint else 'training'}, {len(records)} records from {file}",
-        flush=True,
-    )
-    result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    if cut := trainer.train_dataset.num_cut:
-        print(
-            f"{folder}: {cut} samples were longer than {chosen.settings(stage).max_length} tokens and were cut at the right",
-            file=sys.stderr,
-        )
-    trainer.accelerator.wait_for_everyone()
-    if trainer.is_world_process_zero():
-        finished = folder.with_name(f"{folder.name}.writing")
-        shutil.rmtree(finished, ignore_errors=True)
-        finished.mkdir(parents=True)
-        export(finished)
-        write_json(finished / "log.json", trainer.state.log_history)
-        write_json(
-            finished / LINEAGE,
-            lineage | provenance() | {"steps": result.global_step, "seconds": round(time.time() - start, 1)},
-        )
-        os.rename(finished, folder)
-        shutil.rmtree(partial)
-    trainer.accelerator.wait_for_everyone()
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_name(f".{stage}.lock")) if arguments.process_index == 0 else nullcontext():
+        if finished(chosen, stage, flags, rest):
+            print(f"{folder}: finished before, kept", flush=True)
+            return folder
+        lineage = stage_lineage(chosen, stage, flags, rest)
+        found = _refuse_foreign_parents(chosen, stage, flags, lineage)
+        with arguments.main_process_first(desc="opening the stage"):
+            checkpoint = _open_partial(partial, lineage, clean=arguments.process_index == 0)
+        set_seed(arguments.seed)
+        start = time.time()
+        trainer, export = _build(chosen, stage, found, flags, arguments)
+        how = f"resuming from {checkpoint.name}" if checkpoint else "training"
+        print(f"{folder}: {how}, {len(trainer.train_dataset)} records", flush=True)
+        result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        if cut := trainer.train_dataset.num_cut:
+            limit = chosen.settings(stage).max_length
+            print(f"{folder}: {cut} samples were longer than {limit} tokens and were cut at the right", file=sys.stderr)
+        trainer.accelerator.wait_for_everyone()
+        if trainer.is_world_process_zero():
+            made = {"recipe": chosen.name, "steps": result.global_step, "seconds": round(time.time() - start, 1)}
+            made["flags"] = without_secrets(rest)
+            writing = folder.with_name(f"{folder.name}.writing")
+            shutil.rmtree(writing, ignore_errors=True)
+            writing.mkdir(parents=True)
+            _write(export, writing)
+            write_json(writing / "log.json", trainer.state.log_history)
+            write_json(writing / LINEAGE, lineage | made | provenance())
+            os.rename(writing, folder)
+            shutil.rmtree(partial)
+        trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def _open_partial(partial: Path, lineage: dict) -> None:
-    """Start or continue the folder of an unfinished stage; refuse one that was started with other settings."""
+def _write(export, folder: Path) -> None:
+    """Export, with a disk that fails as an OSError, whichever library was writing."""
+    from safetensors import SafetensorError
+
+    try:
+        export(folder)
+    except (SafetensorError, RuntimeError) as error:
+        raise InputError(
+            f"{folder}: the result could not be written ({str(error).splitlines()[0][:160]}); free space and run again to resume"
+        ) from None
+
+
+def _open_partial(partial: Path, lineage: dict, *, clean: bool) -> Path | None:
+    """Start or continue the folder of an unfinished stage; its newest complete checkpoint, if it has one.
+
+    InputError when it was started with other settings.
+    """
+    from dpa.trainer import newest_checkpoint
+
     settings = partial / SETTINGS
     if settings.is_file():
         _refuse_other(json.loads(settings.read_text(encoding="utf-8")), lineage, partial)
-    else:
+    elif clean:
         partial.mkdir(parents=True, exist_ok=True)
         write_json(settings, lineage)
+    return newest_checkpoint(partial, clean=clean)
 
 
-def _refuse_other(made: dict, wanted: dict, folder: Path) -> None:
-    """InputError when a folder was made from other models, data, parents or settings than those wanted now."""
-    for part in ("seed", "settings", "flags", "llm", "vision_tower", "data", "parents"):
-        if part in made and part in wanted and made[part] != wanted[part]:
-            if part == "flags" and _numbers_only(made[part]) == _numbers_only(wanted[part]):
-                continue
-            raise InputError(
-                f"{folder}: was made with other {part} ({_short(made[part])}) than asked for now ({_short(wanted[part])}); delete it or choose another --output"
-            )
-
-
-def _numbers_only(flags: list[str]) -> list[str]:
-    """Flags without those that cannot change a weight, so that a resumed run may save or report more often."""
-    harmless = ("--save_steps", "--logging_steps", "--disable_tqdm", "--report_to", "--save_total_limit")
-    kept, skip = [], False
-    for flag in flags:
-        if not (skip or flag.startswith(harmless)):
-            kept.append(flag)
-        skip = flag in harmless
-    return kept
-
-
-def _short(value) -> str:
-    return (value if isinstance(value, str) else json.dumps(value))[:120]
-
-
-def _build(
-    chosen: Recipe, stage: Stage, llm: str, tower: str, found: dict[str, Path], records, view, images, arguments
-):
+def _build(chosen: Recipe, stage: Stage, found: dict[str, Path], flags: argparse.Namespace, arguments):
     """(trainer, export): the stage's trainer, and the function that writes its result into a folder."""
     import torch
 
     from dpa import model as models
-    from dpa.data import Collator, Samples
+    from dpa.data import VIEWS, Collator, Samples, read_records
     from dpa.methods import NONE
     from dpa.trainer import DPATrainer
 
-    dtype = (
-        torch.bfloat16 if arguments.bf16 and stage == "connector" else torch.float32
-    )  # frozen weights need no master copy
+    # the frozen LLM of stage 2 needs no master copy
+    dtype = torch.bfloat16 if arguments.bf16 and stage == "connector" else torch.float32
+    llm, tower = str(local_model(chosen.llm, "llm")), str(local_model(chosen.vision_tower or "lab", "tower"))
+    file, images = data_source(chosen, stage, flags)
+    records = read_records(file, VIEWS[stage])
     tokenizer = models.load_tokenizer(llm)
     max_length = chosen.settings(stage).max_length
     if stage == "proxy":
         trained = models.lora(models.load_llm(llm), rank=chosen.lora_rank, alpha=chosen.lora_alpha)
-        samples = Samples(records, view, tokenizer, max_length=max_length)
+        samples = Samples(records, VIEWS[stage], tokenizer, max_length=max_length)
 
         def export(folder: Path) -> None:
             trained.save_pretrained(folder)
@@ -323,7 +378,7 @@ def _build(
         else:
             trained.model.multi_modal_projector.float()  # what trains stays in float32
         models.freeze_for(trained, stage)
-        samples = Samples(records, view, processor, images=images, max_length=max_length)
+        samples = Samples(records, VIEWS[stage], processor, images=images, max_length=max_length)
 
         def export(folder: Path) -> None:
             if stage == "connector":
@@ -342,28 +397,27 @@ def _build(
     return trainer, export
 
 
+def check_inputs(chosen: Recipe, stages: Sequence[Stage], flags: argparse.Namespace) -> None:
+    """Read all records and look at all pictures of the stages to run, before any of them trains."""
+    from dpa.data import VIEWS, check_images, read_records
+
+    for stage in stages:
+        file, images = data_source(chosen, stage, flags)
+        records = read_records(file, VIEWS[stage])
+        if VIEWS[stage] != "text":
+            check_images(records, images)
+
+
+@command
 def main(arguments: list[str] | None = None) -> int:
     flags, rest = parse(arguments)
-    try:
-        chosen = resolve(flags)
-        stages = chosen.stages if flags.stage == "all" else (flags.stage,)
-        if flags.stage == "proxy" and not chosen.proxy:
-            raise InputError(
-                f"recipe {chosen.name!r} has no proxy stage; its method trains the connector on the base LLM"
-            )
-        logging.getLogger("transformers").setLevel(logging.ERROR)
-        warnings.filterwarnings("ignore", message=".*pin_memory.*")
-        for stage in stages:
-            run_stage(chosen, stage, flags, rest)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a read-only folder
-        print(
-            f"error: {error.filename or flags.output}: {error.strerror or error}; free space or choose another --output, then run again to resume",
-            file=sys.stderr,
-        )
-        return 2
+    chosen = resolve(flags)
+    stages = chosen.stages if flags.stage == "all" else (flags.stage,)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", message=".*pin_memory.*|.*is_gradient_checkpointing.*")
+    check_inputs(chosen, [stage for stage in stages if not finished(chosen, stage, flags, rest)], flags)
+    for stage in stages:
+        run_stage(chosen, stage, flags, rest)
     return 0
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
@@ -55,10 +56,15 @@ class DPATrainer(Trainer):
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         loss = batch_loss(model, inputs, self.weighting, unwrapped)
         self._remember(loss)
+        total = loss.total
+        projector = getattr(getattr(unwrapped, "model", None), "multi_modal_projector", None)
+        if projector is not None and "pixel_values" not in inputs and model.training:
+            # a batch without pictures gives the connector no gradient, on which data parallel would wait for ever
+            total = total + 0.0 * sum(p.sum() for p in projector.parameters() if p.requires_grad)
         if num_items_in_batch is None:  # evaluation, or the released form
-            share = loss.mean / (self.current_gradient_accumulation_steps if model.training else 1)
+            share = total / max(loss.num_items, 1) / (self.current_gradient_accumulation_steps if model.training else 1)
         else:
-            share = loss.total / num_items_in_batch * self.accelerator.num_processes  # data parallel averages gradients
+            share = total / num_items_in_batch * self.accelerator.num_processes  # data parallel averages gradients
         return (share, loss) if return_outputs else share
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -93,7 +99,13 @@ class DPATrainer(Trainer):
             save_file(trained_state(self.model, state_dict), folder / TRAINED_WEIGHTS)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
+        try:
+            super()._save_checkpoint(model, trial)
+        except (OSError, SafetensorError, RuntimeError) as error:  # libraries name a full disk differently
+            reason = str(error).splitlines()[0][:160]
+            raise InputError(
+                f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} could not be written ({reason}); free space and run again to resume"
+            ) from None
         if self.args.should_save:  # last, so that a checkpoint cut short has none
             (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER).touch()
 
@@ -115,13 +127,13 @@ def trained_state(model: torch.nn.Module, state_dict: dict | None = None) -> dic
     return {name: state[name].detach().cpu().contiguous() for name in names}
 
 
-def newest_checkpoint(folder: Path) -> Path | None:
-    """The last complete checkpoint of an unfinished stage; incomplete ones are removed."""
+def newest_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
+    """The last complete checkpoint of an unfinished stage; with `clean`, incomplete ones are removed."""
     complete = []
     for path in folder.glob("checkpoint-*"):
         if (path / MARKER).is_file():
             complete.append(path)
-        else:
+        elif clean:
             shutil.rmtree(path)
     return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
 

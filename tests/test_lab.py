@@ -73,16 +73,11 @@ def test_questions_are_answered_by_the_scene(seed):
         elif kind == "depth":
             assert by_kind[question.answer].depth == "near" and {t.depth for t in named} == {"near", "far"}
         elif kind == "distance":
-            reference, a, b = named
-            nearer = (
-                a
-                if abs(a.row - reference.row) ** 2 + abs(a.column - reference.column) ** 2
-                < abs(b.row - reference.row) ** 2 + abs(b.column - reference.column) ** 2
-                else b
-            )
-            assert question.answer == nearer.kind
+            reference, *others = named
+            beside = [t for t in others if abs(t.row - reference.row) <= 1 and abs(t.column - reference.column) <= 1]
+            assert [question.answer] == [t.kind for t in beside]
         elif kind == "exists":
-            colour, name = words[-2:]
+            name, colour = words[-2:]
             assert question.answer == (
                 "yes" if any((t.colour, t.kind) == (colour, name) for t in scene.things) else "no"
             )
@@ -139,7 +134,7 @@ def test_styles_stand_at_growing_distance_from_the_base_llm():
         assert found[part] == pytest.approx(manifest["evaluation"][part], rel=1e-3), (
             "the manifest tells of other weights"
         )
-    assert found["reading"]["mean"] >= foundations.MIN_READING
+    assert found["reading"]["all"] >= foundations.MIN_READING
     assert min(found["seeing"].values()) >= foundations.MIN_SEEING
 
 

@@ -9,17 +9,19 @@ benchmarks' items (seeds from 1,000,000), use different seeds, so no scene is me
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import random
 from pathlib import Path
 
 from tqdm import tqdm
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 from dpa.lab import language
 from dpa.lab.world import draw_scene, render
-from dpa.lineage import write_json
+from dpa.lineage import file_hash, write_json
 
+SOURCES = ("world.py", "language.py", "dataset.py")
 NUM_CAPTIONS = 4000
 NUM_INSTRUCTIONS = 1500
 QUESTIONS_A_SCENE = 4
@@ -27,18 +29,38 @@ CAPTION_SEED, INSTRUCTION_SEED = 1, 2
 CAPTION_PROMPT = "<image>\ndescribe the image."
 
 
-def ensure(root: Path, name: str) -> tuple[Path, Path]:
-    """(data file, image folder) of the lab data set `lab/STYLE` or `lab/questions`, made under `root` if absent."""
+def world_version() -> str:
+    """A short hash of the sources that decide what the lab's data look like; part of their folders' names."""
+    here = Path(__file__).parent
+    return hashlib.sha256("".join(file_hash(here / name) for name in SOURCES).encode()).hexdigest()[:8]
+
+
+def data_folder(output: Path) -> Path:
+    """Where the lab's data of this version of the world stand under an output folder."""
+    return output / f"lab-data-{world_version()}"
+
+
+def ensure(output: Path, name: str) -> tuple[Path, Path]:
+    """(data file, image folder) of the lab data set `lab/STYLE` or `lab/questions`, made under `output` if absent."""
     kind = name.removeprefix("lab/")
     if kind != "questions" and kind not in language.STYLES:
-        raise InputError(
-            f"{name}: the lab has no such data; it has lab/questions and {', '.join('lab/' + style for style in language.STYLES)}"
-        )
-    folder = root / ("questions" if kind == "questions" else f"captions_{kind}")
+        there = ", ".join("lab/" + style for style in language.STYLES)
+        raise InputError(f"{name}: the lab has no such data; it has lab/questions and {there}")
+    folder = data_folder(output) / ("questions" if kind == "questions" else f"captions_{kind}")
     file = folder / "records.json"
-    if not file.is_file():  # written last, in one step
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(file, _questions(folder) if kind == "questions" else _captions(folder, kind))
+    if file.is_file():
+        return file, folder
+    from filelock import FileLock
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(
+        folder.with_name(f".{folder.name}.lock")
+    ):  # of two trainings started together one draws and the other waits
+        if not file.is_file():
+            folder.mkdir(exist_ok=True)
+            write_json(
+                file, _questions(folder) if kind == "questions" else _captions(folder, kind)
+            )  # last, in one step
     return file, folder
 
 
@@ -72,10 +94,11 @@ def _record(folder: Path, index: int, scene, turns: list[tuple[str, str]]) -> di
     return {"id": f"{index:05d}", "image": image, "conversations": conversations}
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.lab.dataset", description=__doc__.split("\n")[0])
     parser.add_argument("--style", choices=language.STYLES, default="ornate")
-    parser.add_argument("--out", type=Path, default=Path("runs/lab-data"))
+    parser.add_argument("--out", type=Path, default=Path("runs"))
     options = parser.parse_args(arguments)
     for name in (f"lab/{options.style}", "lab/questions"):
         file, _ = ensure(options.out, name)

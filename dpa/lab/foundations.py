@@ -20,17 +20,16 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from dpa.errors import command
 from dpa.lab import language
 from dpa.lab.world import COLOURS, COLUMNS, DEPTHS, GRID, IMAGE_SIZE, KINDS, ROWS, SIZES, draw_scene, render
 
 SHIPPED = Path(__file__).parent / "foundations"
-STYLE_SHARES = {"plain": 0.93, "terse": 0.05, "ornate": 0.02}  # of the captions (8 % of the documents) it reads
+STYLE_SHARES = {"plain": 0.948, "terse": 0.05, "ornate": 0.002}  # of the captions (8 % of the documents) it reads
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT, NEWLINE = "<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>", "\n"
 CHAT_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '<|user|>' if message['role'] == 'user' else '<|assistant|>' }}"
-    "{% if message['content'] is string %}{{ message['content'] }}"
-    "{% else %}{% for part in message['content'] %}{{ '<image>\n' if part['type'] == 'image' else part['text'] }}{% endfor %}{% endif %}"
-    "{% if message['role'] == 'assistant' %}{% generation %}{{ eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+    "{{ message['content'] }}{% if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
@@ -101,13 +100,22 @@ def build_tokenizer():
 # --- what the base LLM reads -----------------------------------------------------------------------------------------
 
 DESCRIPTION, ANSWER, END = 0.2, 5.0, 0.2  # loss weight of a told token, an answer, an end of turn
-TWO_STEP = ("relation", "depth", "distance", "exists", "count")  # questions about more than one fact, asked more often
+TWO_STEP = (
+    "relation",
+    "depth",
+    "distance",
+    "distance",
+    "exists",
+    "exists",
+    "count",
+)  # questions about more than one fact, asked more often
 WARM_UP = 1000  # steps over which the mixture moves from looking back to reading
 
 
 def _reading_document(rng: random.Random) -> list[tuple[str, float]]:
     """A scene told plainly and five questions about it: [(text, loss weight), ...]."""
-    scene = draw_scene(rng)
+    # in a third of them three or four things of different kinds, of which two-step questions can be asked
+    scene = draw_scene(rng) if rng.random() < 0.67 else draw_scene(rng, repeat=0.0, sizes=(0.0, 0.6, 0.4))
     parts = [(BOS + USER + language.plain(scene, rng), DESCRIPTION)]
     for index in range(5):
         question = language.ask(scene, rng, TWO_STEP if rng.random() < 0.6 else tuple(language.QUESTIONS))
@@ -271,7 +279,7 @@ def pretrain_llm(
 def reading_accuracy(
     model, tokenizer, *, scenes: int = 300, seed: int = 10_007, style: str = "plain"
 ) -> dict[str, float]:
-    """Share of right greedy answers per kind of question about unseen scenes told in text, and their `mean`."""
+    """Share of right greedy answers per kind of question about unseen scenes told in text, and over `all` of them."""
     import torch
 
     rng = random.Random(seed)
@@ -301,7 +309,7 @@ def reading_accuracy(
             for kind, answer, guess in zip(kinds[start:], answers[start:], last, strict=False):
                 right[kind].append(guess == answer)
     accuracy = {kind: sum(hits) / len(hits) for kind, hits in right.items()}
-    accuracy["mean"] = sum(accuracy.values()) / len(accuracy)
+    accuracy["all"] = sum(map(sum, right.values())) / sum(map(len, right.values()))
     return accuracy
 
 
@@ -439,7 +447,7 @@ def seeing_accuracy(tower, heads, *, batches: int = 4, seed: int = 10_007) -> di
 
 # --- making, shipping, checking ---------------------------------------------------------------------------------------
 
-LLM_STEPS, TOWER_STEPS = 5000, 1500
+LLM_STEPS, TOWER_STEPS = 4500, 1200
 MIN_READING, MIN_SEEING = 0.95, 0.95
 
 
@@ -504,7 +512,7 @@ def check(folder: Path = SHIPPED) -> bool:
     _, _, second = pretrain_tower(steps=60, report=20)
     verdicts = {
         "files are those of the manifest": not changed,
-        f"the LLM reads (at least {MIN_READING:.0%} right)": found["reading"]["mean"] >= MIN_READING,
+        f"the LLM reads (at least {MIN_READING:.0%} right)": found["reading"]["all"] >= MIN_READING,
         f"the tower sees (each attribute at least {MIN_SEEING:.0%})": min(found["seeing"].values()) >= MIN_SEEING,
         "retraining the LLM lowers its loss": first[-1][1] < first[0][1],
         "retraining the tower lowers its loss": second[-1][1] < second[0][1],
@@ -514,6 +522,7 @@ def check(folder: Path = SHIPPED) -> bool:
     return all(verdicts.values())
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m dpa.lab.foundations", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -527,7 +536,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     if options.check:
-        return 0 if check() else 1
+        return 0 if check(options.out) else 1
     ship(options.out, llm_steps=options.llm_steps, tower_steps=options.tower_steps, seed=options.seed)
     return 0
 

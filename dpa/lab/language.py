@@ -156,21 +156,21 @@ def ask_depth(scene: Scene, rng: random.Random) -> Question | None:
 
 
 def ask_distance(scene: Scene, rng: random.Random) -> Question | None:
+    """Which of two things is closer to a third: one stands in a cell beside it (or cornerwise), the other does not."""
     things = scene.unique()
     triples = [
-        (ref, a, b)
+        (ref, near, far)
         for ref in things
-        for a in things
-        for b in things
-        if len({ref.kind, a.kind, b.kind}) == 3 and abs(ref.distance(a) - ref.distance(b)) >= 0.75
+        for near in things
+        for far in things
+        if len({ref.kind, near.kind, far.kind}) == 3 and ref.steps(near) == 1 and ref.steps(far) == 2
     ]
     if not triples:
         return None
-    ref, a, b = rng.choice(triples)
-    nearer = a if ref.distance(a) < ref.distance(b) else b
-    return Question(
-        "distance", f"which is closer to the {ref.kind}, the {a.kind} or the {b.kind}", nearer.kind, (a.kind, b.kind)
-    )
+    ref, near, far = rng.choice(triples)
+    a, b = rng.sample((near, far), 2)
+    text = f"which is closer to the {ref.kind}, the {a.kind} or the {b.kind}"
+    return Question("distance", text, near.kind, (a.kind, b.kind))
 
 
 def _ask_attribute(kind: str, text: str, answer: Callable[[Thing], str], options: tuple[str, ...]) -> Callable:
@@ -191,7 +191,7 @@ ask_column = _ask_attribute("column", "what is the column of the {}", lambda t: 
 
 
 def ask_exists(scene: Scene, rng: random.Random) -> Question | None:
-    """Yes or no at even odds: "is there any red ball"; a no differs from a thing of the scene in colour or in kind."""
+    """Yes or no at even odds: "is any ball red"; a no differs from a thing of the scene in colour or in kind."""
     thing = rng.choice(scene.things)
     colour, kind = thing.colour, thing.kind
     if rng.random() < 0.5:
@@ -201,7 +201,7 @@ def ask_exists(scene: Scene, rng: random.Random) -> Question | None:
         ]
         colour, kind = rng.choice(lures)
     yes = any(t.colour == colour and t.kind == kind for t in scene.things)
-    return Question("exists", f"is there any {colour} {kind}", "yes" if yes else "no", ("yes", "no"))
+    return Question("exists", f"is any {kind} {colour}", "yes" if yes else "no", ("yes", "no"))
 
 
 QUESTIONS: dict[str, Callable[[Scene, random.Random], Question | None]] = {

@@ -10,11 +10,10 @@ real path run on real records.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dpa.errors import InputError
+from dpa.errors import InputError, command
 
 VOCABULARY, BLOCK = 4000, 128
 CHAT_TEMPLATE = (
@@ -105,6 +104,7 @@ def build(
     CLIPVisionModel(tower).save_pretrained(out / "tower")
 
 
+@command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.lab.small", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -113,14 +113,10 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=400)
     options = parser.parse_args(arguments)
-    try:
-        missing = [path for path in options.text if not path.is_file()]
-        if missing:
-            raise InputError(f"{missing[0]}: no such text file; give plain text with --text")
-        build([path.read_text(encoding="utf-8") for path in options.text], options.out, steps=options.steps)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    missing = [path for path in options.text if not path.is_file()]
+    if missing:
+        raise InputError(f"{missing[0]}: no such text file; give plain text with --text")
+    build([path.read_text(encoding="utf-8") for path in options.text], options.out, steps=options.steps)
     return 0
 
 

@@ -48,9 +48,9 @@ class Thing:
     def place(self) -> tuple[int, int]:
         return self.row, self.column
 
-    def distance(self, other: Thing) -> float:
-        """Distance on the floor in cells, without jitter, so that text and picture agree."""
-        return math.dist(self.place, other.place)
+    def steps(self, other: Thing) -> int:
+        """King's moves between the cells of two things: 1 beside or cornerwise, 2 across the floor."""
+        return max(abs(self.row - other.row), abs(self.column - other.column))
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,15 @@ class Scene:
         return Scene(tuple(replace(t, **changes) if t is old else t for t in self.things))
 
 
-def draw_scene(rng: random.Random, *, repeat: float = 0.25) -> Scene:
-    """A random scene of two to four things. `repeat`: the chance that a further thing is of a kind already there."""
+def draw_scene(
+    rng: random.Random, *, repeat: float = 0.25, sizes: tuple[float, float, float] = (0.4, 0.4, 0.2)
+) -> Scene:
+    """A random scene of two, three or four things, at the odds `sizes`.
+
+    `repeat` is the chance that a further thing is of a kind already there, so that counts vary.
+    """
     places = rng.sample(
-        [(row, column) for row in range(GRID) for column in range(GRID)], rng.choices((2, 3, 4), (0.4, 0.4, 0.2))[0]
+        [(row, column) for row in range(GRID) for column in range(GRID)], rng.choices((2, 3, 4), sizes)[0]
     )
     things: list[Thing] = []
     for row, column in places:
