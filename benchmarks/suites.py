@@ -108,11 +108,10 @@ def is_parsed(item: Item, prediction: str) -> bool:
     given = normalise(prediction)
     if item.benchmark == "POPE":
         return bool({"yes", "no", "not"} & set(re.split(r"[^a-z]+", given)))
-    letters = {letter.lower() for letter in LETTERS[: len(item.options)]}
-    lone_letter = (
-        given[:1] in letters and not given[1:2].isalpha() and (len(given) == 1 or item.benchmark == "CV-Bench")
-    )
-    return lone_letter or given in map(normalise, item.options)
+    letters = LETTERS[: len(item.options)]
+    if item.benchmark == "CV-Bench" and re.match(rf"\(?[{letters}]\b", prediction.strip()):
+        return True
+    return given in {letter.lower() for letter in letters} | set(map(normalise, item.options))
 
 
 def check_complete(items: Sequence[Item]) -> None:

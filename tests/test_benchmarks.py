@@ -4,6 +4,8 @@ import json
 import random
 import subprocess
 import sys
+import zipfile
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from benchmarks import predict, suites
 from benchmarks.lab import lab_items
 from benchmarks.linked import linked_items
-from benchmarks.records import append_records, average, score
+from benchmarks.records import append_records, average, cut_torn_line, score
 from benchmarks.statistics import mean_interval, paired_interval, seed_interval
 from benchmarks.suites import Item, chance, check_complete, is_parsed, is_right, natural_accuracies, suite, unit_scores
 from benchmarks.tables import as_markdown, as_text, differences, suite_rows, unparsed
@@ -61,8 +63,9 @@ def test_cambrian_scorer(answer, right, parsed):
 
 def test_cv_bench_reads_the_first_character():
     counted = item(benchmark="CV-Bench", answer="3", options=("2", "3"))
-    assert is_right(counted, "(B) 3") and is_right(counted, "B") and is_right(counted, "3")
-    assert not is_right(counted, "A 3")
+    assert is_right(counted, "(B) 3") and is_right(counted, "B") and is_parsed(counted, "(B) 3")
+    assert not is_right(counted, "A 3") and not is_right(counted, "3")
+    assert not is_parsed(counted, "a man riding a wave"), "it counts as A by the protocol, and as unparsed here"
 
 
 @pytest.mark.parametrize(
@@ -109,7 +112,7 @@ def test_a_constant_answer_earns_no_pair_and_no_group(items):
         asked = of(items, name)
         for constant in {i.answer for i in asked}:
             right = [is_right(i, constant) for i in asked]
-            assert sum(s for _, s in unit_scores(asked, right).values()) == 0
+            assert sum(s for s, _ in unit_scores(asked, right)[""]) == 0
 
 
 def test_natural_accuracies_by_hand():
@@ -120,7 +123,7 @@ def test_natural_accuracies_by_hand():
 
     rows = group("a", [1, 1, 1, 1]) + group("b", [1, 1, 1, 0]) + group("c", [1, 0, 1, 0]) + group("d", [0, 0, 0, 0])
     found = natural_accuracies([i for i, _ in rows], [bool(h) for _, h in rows])
-    assert found == {"accuracy": 9 / 16, "question": 3 / 8, "image": 4 / 8, "group": 1 / 4}
+    assert found == {"question": 3 / 8, "image": 4 / 8, "group": 1 / 4}
 
 
 def test_chance_is_what_guessing_scores(items):
@@ -129,17 +132,8 @@ def test_chance_is_what_guessing_scores(items):
         asked = of(items, name)
         runs = []
         for _ in range(300):
-            right = [rng.choice(i.options) == i.answer for i in asked]
-            runs.append(
-                np.mean(
-                    [
-                        np.mean([v for t, v in unit_scores(asked, right).values() if t == task])
-                        for task in sorted({t for t, _ in unit_scores(asked, right).values()})
-                    ]
-                )
-                if name.startswith("CV")
-                else np.mean([v for _, v in unit_scores(asked, right).values()])
-            )
+            scores = unit_scores(asked, [rng.choice(i.options) == i.answer for i in asked])
+            runs.append(np.mean([sum(s for s, _ in units) / sum(n for _, n in units) for units in scores.values()]))
         assert 100 * np.mean(runs) == pytest.approx(chance(asked), abs=1.6)
 
 
@@ -170,7 +164,7 @@ def test_interval_covers_what_it_says():
     rng = np.random.default_rng(1)
     hits = 0
     for run in range(400):
-        tasks = [(rng.random(150) < p).astype(float) for p in (0.3, 0.7)]
+        tasks = [[(float(hit), 1.0) for hit in rng.random(150) < p] for p in (0.3, 0.7)]
         _, low, high = mean_interval([tasks], seed=run)
         hits += low <= 0.5 <= high
     assert 360 <= hits <= 396
@@ -182,12 +176,20 @@ def test_paired_interval_calls_noise_noise():
     false = 0
     for run in range(400):
         difficulty = rng.random(150)
-        a, b = ((rng.random(150) > difficulty).astype(float) for _ in range(2))
+        a, b = ([(float(hit), 1.0) for hit in rng.random(150) > difficulty] for _ in range(2))
         _, low, high = paired_interval([[a]], [[b]], seed=run)
         false += low > 0 or high < 0
     assert 6 <= false <= 38
-    better = np.ones(150)
-    assert paired_interval([[better]], [[np.r_[np.zeros(40), np.ones(110)]]])[1] > 0.1
+    better, worse = [(1.0, 1.0)] * 150, [(0.0, 1.0)] * 40 + [(1.0, 1.0)] * 110
+    assert paired_interval([[better]], [[worse]])[1] > 0.1
+
+
+def test_interval_of_clusters_is_wider():
+    """Ten photos with ten questions each, all right or all wrong, say less than a hundred photos."""
+    photos = [(10.0, 10.0)] * 5 + [(0.0, 10.0)] * 5
+    singles = [(1.0, 1.0)] * 50 + [(0.0, 1.0)] * 50
+    (_, low, high), (mean, inner_low, inner_high) = mean_interval([[photos]]), mean_interval([[singles]])
+    assert mean == 0.5 and low < inner_low - 0.1 and high > inner_high + 0.1
 
 
 def test_seed_interval():
@@ -223,27 +225,33 @@ def test_table_reads_well(items):
 def test_records_are_appended_once(tmp_path, items):
     path = tmp_path / "records.jsonl"
     scores = [score(of(items, "MMVP"), {("MMVP", i.index): i.answer for i in of(items, "MMVP")})]
-    for digest in ("a", "a", "b"):
-        append_records(
-            path, scores, model="m", seed=0, mode="seen", data="lab", data_hash="d", prediction_hash=digest, seconds=1.0
-        )
-        with open(path, "a") as file:
-            file.write("torn")  # a kill in the middle of a line
-        path.write_text(path.read_text().removesuffix("torn"))
+
+    def append(digest):
+        about = {"model": "m", "seed": 0, "mode": "seen", "data": "lab", "data_hash": "d", "seconds": 1.0}
+        append_records(path, scores, **about, prediction_hash=digest, asked_by={"commit": "c"})
+
+    append("a")
+    append("a")
+    with open(path, "a") as file:
+        file.write('{"model": "torn by a ki')
+    append("b")
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert [row["predictions"] for row in rows] == ["a", "b"]
-    assert all(row["versions"]["python"] and row["value"] == 100 for row in rows)
+    assert all(row["value"] == 100 and row["commit"] == "c" for row in rows)
 
 
 def test_predictions_file_survives_a_kill_and_refuses_strangers(tmp_path):
     path = tmp_path / "p.jsonl"
-    made = {"checkpoint": "abc", "prompts": "p", "blind": False}
+    made = {"checkpoint": "abc", "questions": "q", "blind": False}
     whole = (
-        json.dumps({"settings": made}) + "\n" + json.dumps({"benchmark": "MMVP", "index": "1", "answer": "007"}) + "\n"
+        json.dumps({"settings": made, "provenance": {}})
+        + "\n"
+        + json.dumps({"benchmark": "MMVP", "index": "1", "answer": "007"})
+        + "\n"
     )
-    path.write_text(whole + '{"benchmark": "MMVP", "ind')
+    path.write_bytes(whole.encode() + '{"benchmark": "MMVP", "index": "2", "answer": "é'.encode()[:-1])
     assert predict.read_predictions(path, made) == {("MMVP", "1"): "007"}
-    predict._cut_torn_line(path)
+    cut_torn_line(path)
     assert path.read_text() == whole
     with pytest.raises(InputError, match="another checkpoint"):
         predict.read_predictions(path, made | {"checkpoint": "xyz"})
@@ -258,7 +266,7 @@ def test_answers_keep_their_text(tmp_path):
     path = tmp_path / "p.jsonl"
     answers = ["", "None", "NA", "007", "x" * 200_000, "a\nb\tc", "\u2028"]
     path.write_text(
-        json.dumps({"settings": {}})
+        json.dumps({"settings": {}, "provenance": {}})
         + "\n"
         + "".join(
             json.dumps({"benchmark": "b", "index": str(n), "answer": a}, ensure_ascii=False) + "\n"
@@ -274,13 +282,14 @@ def test_unknown_suite_is_named():
         suites.suite("vision")
 
 
-def test_real_linked_items(shared):
+def test_real_linked_items(shared, tmp_path):
     folder = shared / "data" / "coco_images_224"
-    import zipfile
-
-    names = set(zipfile.ZipFile(folder / "images_free.zip").namelist())
-    rows = [json.loads(line) for line in (folder / "linked_items.jsonl").read_text().splitlines()]
-    assert all(row["image"] in names for row in rows)
+    with zipfile.ZipFile(folder / "images_free.zip") as packed:
+        packed.extractall(tmp_path)
+    found = linked_items(folder / "linked_items.jsonl", tmp_path)
+    assert Counter(i.benchmark for i in found) == {"POPE": 72, "CV-Bench": 36}
+    assert len({i.unit for i in of(found, "POPE")}) == 4, "72 questions about 4 photos"
+    assert len({(i.benchmark, i.index) for i in found}) == 108
 
 
 def test_linked_items_are_asked_by_protocol(tmp_path):

@@ -61,6 +61,20 @@ BAD_FILES = {
     "no image": ([record(image=None)], "no 'image' field"),
     "two images": ([record(image=["a.png", "b.png"])], "'image' should be one path"),
     "empty caption": ([record(caption="  ")], "the caption is empty"),
+    "empty first answer": (
+        [
+            {
+                "id": "1",
+                "image": "a.png",
+                "conversations": [
+                    {"from": "human", "value": "<image>"},
+                    {"from": "gpt", "value": ""},
+                    {"from": "gpt", "value": "x"},
+                ],
+            }
+        ],
+        "is empty",
+    ),
     "mark in the caption": ([record(caption="a <image> here")], "stands in a 'gpt' turn"),
 }
 
@@ -102,6 +116,7 @@ BAD_IMAGES = {
     "../secret.png": "leads out of",
     "out.png": "leads out of",
     "/etc/passwd": "leads out of",
+    "a\0b.png": "leads out of",
     "bomb.png": "pixels",
 }
 

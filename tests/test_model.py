@@ -93,6 +93,33 @@ def test_proxy_in_proxy_out(tmp_path):
         assert torch.equal(tensor, base.state_dict()[name])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_loads_with_default_attention(tmp_path, family):
+    """Gemma-2 refuses sdpa; the default must not ask for it."""
+    llm = tiny_llm(family)
+    llm.save_pretrained(tmp_path)
+    ids = torch.randint(3, 90, (2, 7))
+    assert torch.allclose(models.load_llm(str(tmp_path))(input_ids=ids).logits, llm(input_ids=ids).logits, atol=1e-4)
+
+
+def test_a_text_template_takes_content_in_parts():
+    """The checkpoint's template writes a picture as training does, for an LLM whose own template knows only text."""
+    from dpa.lab.small import build_tokenizer
+
+    tokenizer = build_tokenizer(["a red ball and a blue cube"])
+    processor = models.build_processor(tokenizer, tiny_tower())
+    question = {"role": "user", "content": "what is it"}
+    parts = [{"type": "image"}, {"type": "text", "text": "what is it"}]
+    plain = tokenizer.apply_chat_template(
+        [question | {"content": "<|image_pad|>\nwhat is it"}], tokenize=False, add_generation_prompt=True
+    )
+    assert processor.apply_chat_template([question | {"content": parts}], add_generation_prompt=True) == plain
+    assert processor.apply_chat_template([question | {"content": parts[1:]}], add_generation_prompt=True) == (
+        tokenizer.apply_chat_template([question], tokenize=False, add_generation_prompt=True)
+    )
+    assert "<|image_pad|>\nwhat" in plain
+
+
 def test_image_token_is_one_that_is_there():
     assert models.image_token(Vocabulary("x", "<|image_pad|>")) == "<|image_pad|>"
     assert models.image_token(Vocabulary("<unused99>", "<image>")) == "<image>"

@@ -103,7 +103,7 @@ def finished(tiny_models, data, tmp_path_factory) -> Path:
 
 def test_all_stages_leave_standard_checkpoints_with_lineage(finished, tiny_models):
     run = finished / "small"
-    assert {path.name for path in run.iterdir()} == {"proxy", "connector", "instruct"}
+    assert {path.name for path in run.iterdir() if not path.name.startswith(".")} == {"proxy", "connector", "instruct"}
     assert (run / "proxy" / "adapter_model.safetensors").is_file()
     assert set(weights(run / "connector")) == {"linear_1.weight", "linear_1.bias", "linear_2.weight", "linear_2.bias"}
     lineages = {
@@ -160,9 +160,24 @@ def test_a_finished_stage_is_kept_and_another_setting_refused(finished, tiny_mod
     assert train.main(command(tiny_models, data, finished)) == 0
     assert (finished / "small" / "connector" / "connector.safetensors").stat().st_mtime_ns == before
     capsys.readouterr()
-    assert train.main(command(tiny_models, data, finished, "--seed", "0", steps=5)) == 2
-    error = capsys.readouterr().err
-    assert "was made with other flags" in error and error.count("\n") == 1
+    harmless = ["--seed", "0", "--save_steps", "7", "--per_device_train_batch_size", "4"]
+    assert train.main(command(tiny_models, data, finished, *harmless)) == 0, (
+        "what cannot change a weight is no other run"
+    )
+    capsys.readouterr()
+    for changed in (command(tiny_models, data, finished, steps=5), command(tiny_models, data, finished, "--bf16")):
+        assert train.main(changed) == 2
+        error = capsys.readouterr().err
+        assert "was made with other settings" in error and error.count("\n") == 1
+
+
+def test_a_stage_whose_parent_was_made_anew_is_refused(finished, tiny_models, data, tmp_path, capsys):
+    import shutil
+
+    shutil.copytree(finished / "small", tmp_path / "small")
+    connector = tmp_path / "small" / "connector" / "connector.safetensors"
+    connector.write_bytes(connector.read_bytes()[:-1] + b"\x01")  # another connector than stage 3 was made from
+    assert "was made from another connector" in fails(command(tiny_models, data, tmp_path, stage="instruct"), capsys)
 
 
 def test_stock_transformers_loads_the_result_in_a_fresh_process(finished, data):
@@ -237,14 +252,14 @@ def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
     deadline = time.time() + 120
     while not list(partial.glob("checkpoint-*/complete")) and time.time() < deadline:
         time.sleep(0.02)
-    time.sleep(random.uniform(0, 0.5))
+    time.sleep(random.uniform(0, 0.2))
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert process.returncode == -signal.SIGKILL, "the run ended before it was killed; give it more steps"
     assert not (tmp_path / "killed" / "small_cmo" / "connector").exists()
     (partial / "checkpoint-999").mkdir()  # cut short: no marker
     assert train.main(arguments) == 0
-    unbroken = command(tiny_models, data, tmp_path / "unbroken", recipe="small_cmo", stage="connector", steps=40)
+    unbroken = command(tiny_models, data, tmp_path / "unbroken", recipe="small_cmo", stage="connector", steps=60)
     assert train.main(unbroken) == 0
     ends = [weights(tmp_path / name / "small_cmo" / "connector") for name in ("killed", "unbroken")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
@@ -323,9 +338,49 @@ def test_a_loss_that_is_no_number_stops_the_run(tiny_models, data, tmp_path, cap
 def test_read_only_output_is_one_line(tiny_models, data, tmp_path, capsys):
     blocker = tmp_path / "file"
     blocker.write_text("")
-    assert "free space or choose another --output" in fails(
+    assert "free or change it and run again" in fails(
         command(tiny_models, data, blocker / "runs", recipe="small_vanilla", stage="connector"), capsys
     )
+
+
+def test_a_full_disk_is_one_line_and_the_run_resumes(tiny_models, data, tmp_path):
+    """The file size limit stands in for a full disk: the same failed write, in whichever library is writing."""
+    import resource
+
+    arguments = command(tiny_models, data, tmp_path, "--save_steps", "2", recipe="small_vanilla", stage="instruct")
+    assert train.main([*command(tiny_models, data, tmp_path, recipe="small_vanilla", stage="connector")]) == 0
+    limited = subprocess.run(
+        [sys.executable, "-m", "dpa.train", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000)),
+        check=False,
+    )
+    assert limited.returncode == 2, limited.stderr[-800:]
+    lines = [line for line in limited.stderr.splitlines() if line.startswith("error:")]
+    assert len(lines) == 1 and "Traceback" not in limited.stderr, limited.stderr[-800:]
+    assert not (tmp_path / "small_vanilla" / "instruct").exists()
+    assert train.main(arguments) == 0
+
+
+def test_a_broken_picture_in_a_worker_is_one_line(tiny_models, data, tmp_path, capsys, monkeypatch):
+    """Beyond the number of pictures that are decoded at the start, a broken one is found while training, in a worker."""
+    import shutil
+
+    from dpa import data as reading
+
+    monkeypatch.setattr(reading, "DECODE_AT_START", 0)
+    copy = tmp_path / "data"
+    shutil.copytree(data, copy)
+    (copy / "5.png").write_bytes((copy / "5.png").read_bytes()[:60])
+    workers = ["--dataloader_num_workers", "1"]
+    message = fails(
+        command(tiny_models, copy, tmp_path / "runs", *workers, recipe="small_vanilla", stage="connector", steps=20),
+        capsys,
+    )
+    assert "record 6 (id '5')" in message and "5.png is" in message
 
 
 def test_our_flags_stay_few():
