@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
@@ -89,9 +92,96 @@ def lab_tokenizer():
 
 @pytest.fixture(scope="session")
 def tiny_models(tmp_path_factory, lab_tokenizer) -> dict[str, Path]:
-    """Folders of a tiny random LLM (with the lab's tokenizer) and of a tiny CLIP tower."""
+    """Folders of a tiny random LLM (Llama, with the lab's tokenizer: for a Qwen2 configuration AutoTokenizer would remake it) and of a tiny CLIP tower."""
     root = tmp_path_factory.mktemp("models")
-    tiny_llm("qwen2", vocab_size=len(lab_tokenizer), seed=3).save_pretrained(root / "llm")
+    tiny_llm("llama", vocab_size=len(lab_tokenizer), seed=3).save_pretrained(root / "llm")
     lab_tokenizer.save_pretrained(root / "llm")
     tiny_tower().save_pretrained(root / "tower")
     return {"llm": root / "llm", "tower": root / "tower"}
+
+
+SMALL = ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--disable_tqdm", "true"]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """Forty captioned scenes and twenty with questions, in the LLaVA layout."""
+    from dpa.lab.dataset import CAPTION_PROMPT
+    from dpa.lab.language import ask, ornate
+    from dpa.lab.world import draw_scene, render
+
+    folder = tmp_path_factory.mktemp("data")
+    captions, questions = [], []
+    for index in range(40):
+        rng = random.Random(index)
+        scene = draw_scene(rng)
+        render(scene, 24).save(folder / f"{index}.png")
+        captions.append(
+            {
+                "id": str(index),
+                "image": f"{index}.png",
+                "conversations": [
+                    {"from": "human", "value": CAPTION_PROMPT},
+                    {"from": "gpt", "value": ornate(scene, rng)},
+                ],
+            }
+        )
+        if index < 20:
+            question = ask(scene, rng)
+            questions.append(
+                {
+                    "id": str(index),
+                    "image": f"{index}.png",
+                    "conversations": [
+                        {"from": "human", "value": f"<image>\n{question.text}"},
+                        {"from": "gpt", "value": question.answer},
+                    ],
+                }
+            )
+    questions.append(
+        {"id": "text", "conversations": [{"from": "human", "value": "what is red"}, {"from": "gpt", "value": "yes"}]}
+    )
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+def command(tiny_models, data, output, *more, recipe="small", stage="all", steps=4):
+    return [
+        *(
+            "--recipe",
+            recipe,
+            "--stage",
+            stage,
+            "--output",
+            str(output),
+            "--llm",
+            str(tiny_models["llm"]),
+            "--vision-tower",
+            str(tiny_models["tower"]),
+        ),
+        *(
+            "--data",
+            str(data / "captions.json"),
+            "--images",
+            str(data),
+            "--instruct-data",
+            str(data / "questions.json"),
+            "--instruct-images",
+            str(data),
+        ),
+        *("--max_steps", str(steps), *SMALL, *more),
+    ]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(next(folder.glob("*.safetensors")))
+
+
+@pytest.fixture(scope="session")
+def finished(tiny_models, data, tmp_path_factory) -> Path:
+    from dpa import train
+
+    output = tmp_path_factory.mktemp("runs")
+    assert train.main(command(tiny_models, data, output)) == 0
+    return output

@@ -7,98 +7,13 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from dpa import train
 from dpa.errors import InputError
-from dpa.lab.dataset import CAPTION_PROMPT
-from dpa.lab.language import ask, ornate
-from dpa.lab.world import draw_scene, render
-from tests.conftest import ROOT
-
-SMALL = ["--per_device_train_batch_size", "8", "--logging_steps", "1", "--disable_tqdm", "true"]
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory) -> Path:
-    """Forty captioned scenes and twenty with questions, in the LLaVA layout."""
-    folder = tmp_path_factory.mktemp("data")
-    captions, questions = [], []
-    for index in range(40):
-        rng = random.Random(index)
-        scene = draw_scene(rng)
-        render(scene, 24).save(folder / f"{index}.png")
-        captions.append(
-            {
-                "id": str(index),
-                "image": f"{index}.png",
-                "conversations": [
-                    {"from": "human", "value": CAPTION_PROMPT},
-                    {"from": "gpt", "value": ornate(scene, rng)},
-                ],
-            }
-        )
-        if index < 20:
-            question = ask(scene, rng)
-            questions.append(
-                {
-                    "id": str(index),
-                    "image": f"{index}.png",
-                    "conversations": [
-                        {"from": "human", "value": f"<image>\n{question.text}"},
-                        {"from": "gpt", "value": question.answer},
-                    ],
-                }
-            )
-    questions.append(
-        {"id": "text", "conversations": [{"from": "human", "value": "what is red"}, {"from": "gpt", "value": "yes"}]}
-    )
-    (folder / "captions.json").write_text(json.dumps(captions))
-    (folder / "questions.json").write_text(json.dumps(questions))
-    return folder
-
-
-def command(tiny_models, data, output, *more, recipe="small", stage="all", steps=4):
-    return [
-        *(
-            "--recipe",
-            recipe,
-            "--stage",
-            stage,
-            "--output",
-            str(output),
-            "--llm",
-            str(tiny_models["llm"]),
-            "--vision-tower",
-            str(tiny_models["tower"]),
-        ),
-        *(
-            "--data",
-            str(data / "captions.json"),
-            "--images",
-            str(data),
-            "--instruct-data",
-            str(data / "questions.json"),
-            "--instruct-images",
-            str(data),
-        ),
-        *("--max_steps", str(steps), *SMALL, *more),
-    ]
-
-
-def weights(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(next(folder.glob("*.safetensors")))
-
-
-@pytest.fixture(scope="session")
-def finished(tiny_models, data, tmp_path_factory) -> Path:
-    output = tmp_path_factory.mktemp("runs")
-    assert train.main(command(tiny_models, data, output)) == 0
-    return output
+from tests.conftest import ROOT, command, weights
 
 
 def test_all_stages_leave_standard_checkpoints_with_lineage(finished, tiny_models):
@@ -237,7 +152,7 @@ def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
     """SIGKILL in stage 2 at a random moment after the first checkpoint; the resumed run ends bit-equal to an unbroken one."""
     arguments = [
         *command(
-            tiny_models, data, tmp_path / "killed", "--save_steps", "2", recipe="small_cmo", stage="connector", steps=40
+            tiny_models, data, tmp_path / "killed", "--save_steps", "2", recipe="small_cmo", stage="connector", steps=60
         )
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -307,7 +222,7 @@ def test_a_connector_made_for_another_llm_is_refused(finished, tiny_models, data
     from tests.conftest import tiny_llm
 
     other = tmp_path / "other"
-    tiny_llm("qwen2", vocab_size=len(lab_tokenizer), seed=99).save_pretrained(other)
+    tiny_llm("llama", vocab_size=len(lab_tokenizer), seed=99).save_pretrained(other)
     lab_tokenizer.save_pretrained(other)
     shutil.copytree(finished / "small" / "proxy", tmp_path / "runs" / "small" / "proxy")
     shutil.copytree(finished / "small" / "connector", tmp_path / "runs" / "small" / "connector")
