@@ -11,7 +11,6 @@ import hashlib
 import os
 import random
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,7 +18,7 @@ from tqdm import tqdm
 from benchmarks.suites import Item
 from dpa.lab.dataset import data_folder
 from dpa.lab.language import QUESTIONS, Question
-from dpa.lab.world import COLOURS, COLUMNS, ROWS, SIZES, Scene, Thing, draw_scene, render
+from dpa.lab.world import COLOURS, COLUMNS, DEPTHS, ROWS, SIZES, Scene, Thing, draw_scene, render
 
 SEED = 1_000_000
 NUM_SINGLE = 250  # items for each of count, relation, depth, distance
@@ -60,7 +59,7 @@ def lab_items(
                         name,
                         questions[number][image],
                         unit=str(index),
-                        task="yes/no",
+                        task=questions[number][image].kind,
                         slot=(number, image),
                     )
                 )
@@ -154,31 +153,36 @@ def _twins(rng: random.Random) -> tuple[tuple[Scene, Scene], tuple[Question, Que
     return _until(draw, rng)
 
 
+# kind of question -> the attribute it is about
+_FORMS = {"exists": "colour", "colour": "colour", "size": "size", "range": "depth"}
+_VALUES = {"colour": tuple(COLOURS), "size": SIZES, "depth": DEPTHS}
+
+
 def _natural_group(rng: random.Random):
-    """Two scenes that differ in the colours of two things' sides: each question is yes on one picture and no on the other."""
+    """Two scenes that differ in one attribute of two things, and a question about each of the two.
+
+    As in NaturalBench a question is answered yes or no ("is any ball red") or by one of several values.
+    """
 
     def draw(scene: Scene, rng: random.Random):
         if len(scene.unique()) < 2:
             return None
-        first, second = rng.sample(scene.unique(), 2)
-        new_first, new_second = (rng.choice([c for c in COLOURS if c != thing.colour]) for thing in (first, second))
-        twin = Scene(
-            tuple(
-                replace(t, colour=new_first) if t is first else replace(t, colour=new_second) if t is second else t
-                for t in scene.things
-            )
-        )
-        asked = [(first, first.colour), (second, new_second)]  # yes on picture 0, yes on picture 1
-        questions = []
-        for thing, colour in asked:
-            answers = [
-                "yes" if any(t.colour == colour and t.kind == thing.kind for t in s.things) else "no"
-                for s in (scene, twin)
-            ]
-            if answers[0] == answers[1]:
-                return None
-            text = f"is any {thing.kind} {colour}"
-            questions.append(tuple(Question("exists", text, answer, ("yes", "no")) for answer in answers))
+        things = rng.sample(scene.unique(), 2)
+        twin, questions = scene, []
+        for thing in things:
+            kind = rng.choice(("exists", "exists", "colour", "size", "range"))
+            attribute = _FORMS[kind]
+            old = getattr(thing, attribute)
+            new = rng.choice([value for value in _VALUES[attribute] if value != old])
+            twin = twin.with_thing(thing, **{attribute: new})
+            options: tuple[str, ...]
+            if kind == "exists":
+                asked = rng.choice((old, new))
+                text, options = f"is any {thing.kind} {asked}", ("yes", "no")
+                answers = tuple("yes" if value == asked else "no" for value in (old, new))
+            else:
+                text, options, answers = f"what is the {kind} of the {thing.kind}", _VALUES[attribute], (old, new)
+            questions.append(tuple(Question(kind, text, answer, options) for answer in answers))
         return (scene, twin), questions
 
     return _until(draw, rng)

@@ -120,9 +120,9 @@ def _recipes() -> dict[str, Recipe]:
         instructions="lab/questions",
         lora_rank=32,
         lora_alpha=64,
-        proxy_stage=StageSettings(2e-3, global_batch=16, max_steps=300),
-        connector_stage=StageSettings(2e-3, global_batch=16, max_steps=900),
-        instruct_stage=StageSettings(5e-4, global_batch=16, max_steps=450, max_length=2048),
+        proxy_stage=StageSettings(2e-3, global_batch=16, max_steps=200),
+        connector_stage=StageSettings(5e-3, global_batch=16, max_steps=550),
+        instruct_stage=StageSettings(1e-3, global_batch=16, max_steps=900, max_length=2048),
         family="lab_ornate",
     )
     for style in LAB_STYLES:

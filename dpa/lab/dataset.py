@@ -18,12 +18,12 @@ from tqdm import tqdm
 
 from dpa.errors import InputError, command
 from dpa.lab import language
-from dpa.lab.world import draw_scene, render
+from dpa.lab.world import Scene, draw_scene, render
 from dpa.lineage import file_hash, write_json
 
 SOURCES = ("world.py", "language.py", "dataset.py")
 NUM_CAPTIONS = 4000
-NUM_INSTRUCTIONS = 1500
+NUM_INSTRUCTIONS = 3000
 QUESTIONS_A_SCENE = 4
 CAPTION_SEED, INSTRUCTION_SEED = 1, 2
 CAPTION_PROMPT = "<image>\ndescribe the image."
@@ -69,6 +69,9 @@ def _captions(folder: Path, style: str) -> list[dict]:
     for index in tqdm(range(NUM_CAPTIONS), desc=f"drawing lab/{style}", unit="img", leave=False, delay=2):
         rng = random.Random(f"{CAPTION_SEED}-{index}")  # the same scenes in every style
         scene = draw_scene(rng)
+        scene = Scene(
+            tuple(sorted(scene.things, key=lambda t: t.place))
+        )  # told row by row, so a caption can be learned
         records.append(_record(folder, index, scene, [(CAPTION_PROMPT, language.STYLES[style](scene, rng))]))
     return records
 

@@ -25,6 +25,7 @@ from dpa.lab import language
 from dpa.lab.world import COLOURS, COLUMNS, DEPTHS, GRID, IMAGE_SIZE, KINDS, ROWS, SIZES, draw_scene, render
 
 SHIPPED = Path(__file__).parent / "foundations"
+EXPOSURE = {"plain": 0.6, "terse": 0.2, "ornate": 0.2}
 STYLE_SHARES = {"plain": 0.948, "terse": 0.05, "ornate": 0.002}  # of the captions (8 % of the documents) it reads
 PAD, BOS, EOS, IMAGE, USER, ASSISTANT, NEWLINE = "<pad>", "<s>", "</s>", "<image>", "<|user|>", "<|assistant|>", "\n"
 CHAT_TEMPLATE = (
@@ -139,7 +140,8 @@ class Reader:
     use the lab's own words, whose embeddings reading needs.
     """
 
-    def __init__(self, tokenizer, seed: int) -> None:
+    def __init__(self, tokenizer, seed: int, style_shares: dict[str, float]) -> None:
+        self.style_shares = style_shares
         self.encode: Callable[[str], list[int]] = lambda text: tokenizer.encode(text, add_special_tokens=False)
         self.rng = random.Random(seed)
         self.everything = list(range(len(tokenizer.all_special_ids), len(tokenizer)))
@@ -180,7 +182,7 @@ class Reader:
         if kind == "equations":
             parts = _equations_document(rng)
         elif kind == "caption":
-            parts = _caption_document(rng, rng.choices(tuple(STYLE_SHARES), tuple(STYLE_SHARES.values()))[0])
+            parts = _caption_document(rng, rng.choices(tuple(self.style_shares), tuple(self.style_shares.values()))[0])
         else:
             parts = _reading_document(rng)
         ids: list[int] = []
@@ -241,20 +243,33 @@ def _schedule(step: int, steps: int, warmup: int = 100) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
 
-def pretrain_llm(
-    tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 2e-3, report: int = 250
-):
-    """The base LLM after `steps` steps, and its history [(step, loss, reading accuracy)]."""
+def pretrain_llm(tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 2e-3):
+    """The base LLM after `steps` steps of reading, and its history [(step, loss, reading accuracy)]."""
     import torch
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(llm_config(len(tokenizer)), dtype=torch.float32)
+    return model, _train_llm(model, tokenizer, Reader(tokenizer, seed, STYLE_SHARES), steps, batch_size, learning_rate)
+
+
+def expose_llm(model, tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 5e-4):
+    """Let an LLM that reads meet each style a little (`EXPOSURE`), and return the history: the dial of the conflict.
+
+    Without it the ornate style costs the LLM a perplexity in the thousands, which no real LLM meets in a caption set.
+    """
+    reader = Reader(tokenizer, seed + 1, EXPOSURE)
+    return _train_llm(model, tokenizer, reader, steps, batch_size, learning_rate, first=WARM_UP)
+
+
+def _train_llm(model, tokenizer, reader, steps: int, batch_size: int, learning_rate: float, *, first: int = 0) -> list:
+    import torch
+
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _schedule(step, steps))
-    reader, history, start = Reader(tokenizer, seed), [], time.time()
+    history, start, report = [], time.time(), max(20, min(250, steps // 3))
     for step in range(steps):
-        ids, mask, weights = reader.batch(step, batch_size)
+        ids, mask, weights = reader.batch(first + step, batch_size)
         model.train()
         logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
         losses = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
@@ -268,12 +283,10 @@ def pretrain_llm(
         if (step + 1) % report == 0 or step + 1 == steps:
             accuracy = reading_accuracy(model, tokenizer, scenes=100)
             history.append((step + 1, loss.item(), accuracy))
-            print(
-                f"llm step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s "
-                + " ".join(f"{k} {v:.2f}" for k, v in accuracy.items()),
-                flush=True,
-            )
-    return model.eval(), history
+            shown = " ".join(f"{kind} {value:.2f}" for kind, value in accuracy.items())
+            print(f"llm step {step + 1}/{steps} loss {loss.item():.3f} {time.time() - start:.0f}s {shown}", flush=True)
+    model.eval()
+    return history
 
 
 def reading_accuracy(
@@ -447,29 +460,52 @@ def seeing_accuracy(tower, heads, *, batches: int = 4, seed: int = 10_007) -> di
 
 # --- making, shipping, checking ---------------------------------------------------------------------------------------
 
-LLM_STEPS, TOWER_STEPS = 4500, 1200
+LLM_STEPS, EXPOSURE_STEPS, TOWER_STEPS = 4500, 280, 1200
 MIN_READING, MIN_SEEING = 0.95, 0.95
 
 
-def ship(folder: Path, *, llm_steps: int, tower_steps: int, seed: int) -> None:
-    """Pretrain both foundations and write them with their manifest: history, evaluation, versions, hashes."""
-    from safetensors.torch import save_file
+def ship(
+    folder: Path, *, llm_steps: int, exposure_steps: int, tower_steps: int, seed: int, reading: Path | None
+) -> None:
+    """Pretrain both foundations and write them with their manifest: history, evaluation, versions, hashes.
+
+    reading: a folder that this command wrote before; its LLM (and tower) are taken instead of being trained again, and
+    only the exposure to the styles is trained on top. To turn the dial of the conflict in a minute.
+    """
+    from safetensors.torch import load_file, save_file
+    from transformers import AutoModelForCausalLM, CLIPVisionModel
 
     from dpa.lineage import file_hash, provenance, write_json
 
     start = time.time()
     tokenizer = build_tokenizer()
-    llm, llm_history = pretrain_llm(tokenizer, steps=llm_steps, seed=seed)
+    earlier: dict = {}
+    if reading is None:
+        llm, llm_history = pretrain_llm(tokenizer, steps=llm_steps, seed=seed)
+        tower, heads, tower_history = pretrain_tower(steps=tower_steps, seed=seed)
+    else:
+        earlier = json.loads((reading / "manifest.json").read_text(encoding="utf-8"))
+        llm, llm_history = AutoModelForCausalLM.from_pretrained(reading / "llm"), earlier["llm_history"]
+        tower, heads, tower_history = (
+            CLIPVisionModel.from_pretrained(reading / "tower"),
+            _heads(),
+            earlier["tower_history"],
+        )
+        heads.load_state_dict(load_file(reading / "tower_heads.safetensors"))
+        llm_steps, tower_steps, seed = earlier["llm_steps"], earlier["tower_steps"], earlier["seed"]
+    llm_history = llm_history + expose_llm(llm, tokenizer, steps=exposure_steps, seed=seed)
     llm.save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
-    tower, heads, tower_history = pretrain_tower(steps=tower_steps, seed=seed)
     tower.save_pretrained(folder / "tower")
     save_file(heads.state_dict(), folder / "tower_heads.safetensors", metadata={"format": "pt"})
     manifest = {
         "seed": seed,
         "llm_steps": llm_steps,
+        "exposure_steps": exposure_steps,
         "tower_steps": tower_steps,
         "style_shares": STYLE_SHARES,
+        "exposure": EXPOSURE,
+        "reading_from": {key: earlier[key] for key in ("command", "commit", "files", "seconds")} if earlier else None,
         "evaluation": evaluate(folder),
         "llm_history": llm_history,
         "tower_history": tower_history,
@@ -508,7 +544,7 @@ def check(folder: Path = SHIPPED) -> bool:
     found = evaluate(folder)
     print("shipped:", json.dumps(found, indent=2))
     tokenizer = build_tokenizer()
-    _, first = pretrain_llm(tokenizer, steps=60, report=20)
+    _, first = pretrain_llm(tokenizer, steps=60)
     _, _, second = pretrain_tower(steps=60, report=20)
     verdicts = {
         "files are those of the manifest": not changed,
@@ -532,12 +568,17 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", type=Path, default=SHIPPED, help="folder to write to (default: the shipped one)")
     parser.add_argument("--llm-steps", type=int, default=LLM_STEPS)
+    parser.add_argument("--exposure-steps", type=int, default=EXPOSURE_STEPS)
     parser.add_argument("--tower-steps", type=int, default=TOWER_STEPS)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--reading", type=Path, help="take the LLM and tower of this earlier output, train the exposure only"
+    )
     options = parser.parse_args(arguments)
     if options.check:
         return 0 if check(options.out) else 1
-    ship(options.out, llm_steps=options.llm_steps, tower_steps=options.tower_steps, seed=options.seed)
+    steps = {name: getattr(options, name) for name in ("llm_steps", "exposure_steps", "tower_steps")}
+    ship(options.out, **steps, seed=options.seed, reading=options.reading)
     return 0
 
 
