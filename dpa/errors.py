@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -23,6 +24,9 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
             print(
                 f"error: {str(error).strip().splitlines()[-1].removeprefix('dpa.errors.InputError: ')}", file=sys.stderr
             )
+        except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  or the interpreter would complain at exit
+            return 0
         except OSError as error:
             where = error.filename or "output"
             print(

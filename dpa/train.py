@@ -223,6 +223,18 @@ def parents(chosen: Recipe, stage: Stage) -> tuple[Stage, ...]:
     return ("connector",) if stage == "instruct" else ()
 
 
+def finished_parents(chosen: Recipe, stage: Stage, output: Path, seed: int) -> dict[Stage, Path]:
+    """The folders of the stages that a stage builds on. InputError for one that is not finished."""
+    found: dict[Stage, Path] = {}
+    for parent in parents(chosen, stage):
+        found[parent] = stage_folder(output, chosen, parent, seed)
+        if not is_complete(found[parent]):
+            raise InputError(
+                f"{found[parent]}: stage {stage} of {chosen.name!r} builds on stage {parent}, which is not finished; run --stage {parent} first, or --stage all"
+            )
+    return found
+
+
 def finished(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> bool:
     """Whether a stage is finished. InputError when what stands in its folder was made otherwise than asked for now."""
     folder = stage_folder(flags.output, chosen, stage, int(given_arguments(rest).get("seed", 0)))
@@ -252,22 +264,18 @@ def _short(value, other) -> str:
     return (value if isinstance(value, str) else json.dumps(value))[:120]
 
 
-def _refuse_foreign_parents(chosen: Recipe, stage: Stage, flags: argparse.Namespace, lineage: dict) -> dict[str, Path]:
-    """The folders of the parents. InputError for one that is missing or that was made for another LLM or tower."""
-    found: dict[str, Path] = {}
-    for parent in parents(chosen, stage):
-        folder = stage_folder(flags.output, chosen, parent, lineage["seed"])
-        if not is_complete(folder):
-            raise InputError(
-                f"{folder}: stage {stage} of {chosen.name!r} builds on stage {parent}, which is not finished; run --stage {parent} first, or --stage all"
-            )
+def _refuse_foreign_parents(
+    chosen: Recipe, stage: Stage, flags: argparse.Namespace, lineage: dict
+) -> dict[Stage, Path]:
+    """The folders of the parents. InputError for one that was made for another LLM or tower."""
+    found = finished_parents(chosen, stage, flags.output, lineage["seed"])
+    for parent, folder in found.items():
         made = read_lineage(folder)
         for part in ("llm", "vision_tower"):
             if part in made and made[part] != lineage.get(part):
                 raise InputError(
                     f"{folder}: this {parent} was made with another {part} ({made[part][:12]}) than the one given ({lineage[part][:12]}); train it again or give the same one"
                 )
-        found[parent] = folder
     return found
 
 
@@ -341,7 +349,7 @@ def _open_partial(partial: Path, lineage: dict, *, clean: bool) -> Path | None:
     return newest_checkpoint(partial, clean=clean)
 
 
-def _build(chosen: Recipe, stage: Stage, found: dict[str, Path], flags: argparse.Namespace, arguments):
+def _build(chosen: Recipe, stage: Stage, found: dict[Stage, Path], flags: argparse.Namespace, arguments):
     """(trainer, export): the stage's trainer, and the function that writes its result into a folder."""
     import torch
 
@@ -415,6 +423,8 @@ def main(arguments: list[str] | None = None) -> int:
     stages = chosen.stages if flags.stage == "all" else (flags.stage,)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*|.*is_gradient_checkpointing.*")
+    if flags.stage != "all":
+        finished_parents(chosen, flags.stage, flags.output, int(given_arguments(rest).get("seed", 0)))
     check_inputs(chosen, [stage for stage in stages if not finished(chosen, stage, flags, rest)], flags)
     for stage in stages:
         run_stage(chosen, stage, flags, rest)

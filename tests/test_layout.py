@@ -1,6 +1,7 @@
 """Who may import whom, and the shape of the repository."""
 
 import ast
+import re
 
 import pytest
 
@@ -37,3 +38,18 @@ def test_every_module_says_what_it_is_for():
             assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), (
                 f"{path} has no docstring"
             )
+
+
+def test_every_module_the_readme_names_is_there():
+    """`python -m X` in README, CONTRIBUTING, Makefile and results/README.md names a module of ours."""
+    named = set()
+    for name in ("README.md", "CONTRIBUTING.md", "Makefile", "results/README.md", "notebooks/README.md"):
+        named |= set(re.findall(r"python -m ((?:dpa|analysis|benchmarks)[\w.]*)", (ROOT / name).read_text()))
+    assert len(named) >= 6
+    for module in named:
+        path = ROOT / (module.replace(".", "/") + ".py")
+        assert path.is_file() and "__main__" in path.read_text(), module
+
+
+def test_readme_has_no_hole():
+    assert "@@" not in (ROOT / "README.md").read_text()
