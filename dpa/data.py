@@ -7,7 +7,10 @@ A file is a JSON array or JSON lines of records
 
 and is seen in one of three views: `text` (stage 1: the caption alone), `pair` (stage 2: image, caption, newline, the
 plain format of LLaVA) and `chat` (stage 3: the LLM's own chat template, answers supervised). A record that cannot be
-used is an InputError that names file, record and fix; no other record is ever taken in its place.
+used is an InputError that names file, record and fix.
+
+Reference: the released code lifts PIL's limit on pixels and, after three failed reads, silently trains on the next
+record; here a picture is bounded (`MAX_PIXELS`) and no other record is ever taken in its place.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Two hops from the command: `dpa.train` -> `dpa.trainer` -> `batch_loss`. To try another rule, add it to `dpa.weighting`
 and, if it needs something other than label scores, here.
+
+Reference: the released code keeps about six float32 tensors of all positions x vocabulary, image positions included, and
+runs its second pass in evaluation too. Here only the slots whose label counts reach the vocabulary, in both passes.
 """
 
 from __future__ import annotations

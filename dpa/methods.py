@@ -17,6 +17,8 @@ class Weighting:
 
     `cmo` weighs by differences of probability, bounds `delta_min`, `delta_max` (paper: 0.05, 0.5); `cal` by
     differences of logit (CAL: 1, 5); `none` is the plain next-token loss and ignores the rest.
+
+    Reference: the released code falls back to the bounds 0 and 1 when a script gives none; here a rule has its bounds.
     """
 
     rule: Rule = "none"

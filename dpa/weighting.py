@@ -7,7 +7,11 @@ the size of the vocabulary is needed anywhere else.
 Two forms, chosen by name (`dpa.methods.Weighting`):
 
 `paper`     the equations of section 3: per sample, over its own label tokens only.
-`released`  what the released code (and CAL's) computes. It differs in three ways, each marked `Reference:` below.
+`released`  what the released code (and CAL's) computes. It differs in how it pools and normalises, marked `Reference:`
+            below, and in the blind prediction of the token after the image (`dpa.blind`).
+
+Reference: a sample without a picture has relevance 0 everywhere. The released form gives each of its tokens the weight
+delta_min, so beside pictures such samples hardly count; the paper form normalises per sample, which makes them plain.
 """
 
 from __future__ import annotations
