@@ -37,8 +37,11 @@ def prepare(shared: Path, folder: Path) -> dict[str, Path]:
         if not archive.is_file():
             raise InputError(f"{archive}: not there; give the folder of shared data with --shared")
         if not images.is_dir():
-            with zipfile.ZipFile(archive) as packed:
-                packed.extractall(images.with_suffix(".partial"))
+            try:
+                with zipfile.ZipFile(archive) as packed:
+                    packed.extractall(images.with_suffix(".partial"))
+            except zipfile.BadZipFile as error:
+                raise InputError(f"{archive}: not a readable zip file ({error})") from None
             os.rename(images.with_suffix(".partial"), images)
     rows = json.loads((pretrain / "blip_laion_cc_sbu_sample.json").read_text(encoding="utf-8"))
     pairs = [json.loads(line) for line in (coco / "pairs.jsonl").read_text(encoding="utf-8").splitlines()]

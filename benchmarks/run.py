@@ -32,7 +32,7 @@ from benchmarks.tables import Table, as_markdown, as_text, differences, suite_ro
 from dpa.errors import InputError, command
 from dpa.lineage import LINEAGE, file_hash, is_complete, provenance, read_lineage, write_json
 
-METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")
+METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")  # the default rows; any of dpa.methods.METHODS can be asked for
 MODES = ("seen", "blind")
 
 
@@ -80,12 +80,12 @@ class Subject:
         return all((item.benchmark, item.index) in answers for item in asked.items)
 
 
-def lab_subjects(output: Path, captions: str, seeds: Sequence[int]) -> list[Subject]:
-    """The five methods on one of the lab's caption sets, for each seed."""
+def lab_subjects(output: Path, captions: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Subject]:
+    """The methods on one of the lab's caption sets, for each seed."""
     from dpa.recipes import recipe
     from dpa.train import stage_folder
 
-    names = {method: f"lab_{captions}" + ("" if method == "dpa" else f"_{method}") for method in METHODS}
+    names = {method: f"lab_{captions}" + ("" if method == "dpa" else f"_{method}") for method in dict.fromkeys(methods)}
     return [
         Subject(method, seed, stage_folder(output, recipe(name), "instruct", seed), name)
         for seed in dict.fromkeys(seeds)
@@ -114,9 +114,9 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         stages = [stage for stage in chosen.stages if not train.finished(chosen, stage, flags, rest)]
         parts = [train.stage_folder(output, chosen, stage, subject.seed) / LINEAGE for stage in stages]
         for mode in MODES:
-            if is_complete(subject.model) and subject.is_answered(asked, output, mode):
-                continue
-            parts.append(subject.predictions(output, asked.name, mode).with_suffix(".seconds"))
+            seconds = subject.predictions(output, asked.name, mode).with_suffix(".seconds")
+            if not (is_complete(subject.model) and subject.is_answered(asked, output, mode) and seconds.is_file()):
+                parts.append(seconds)
         return parts
 
     wanted = {subject: parts for subject in subjects if (parts := open_parts(subject))}
@@ -124,9 +124,6 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         return
     (output / "logs").mkdir(parents=True, exist_ok=True)
     files = {path for parts in wanted.values() for path in parts}
-    for path in files:  # the time of an earlier, partial asking
-        if path.suffix == ".seconds":
-            path.unlink(missing_ok=True)
     failures: list[str] = []
 
     def work(subject: Subject) -> None:
@@ -142,8 +139,9 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         except InputError as error:
             failures.append(str(error))
 
-    # the first of each seed makes the proxy that dpa's waits for
-    order = sorted(wanted, key=lambda s: (s.seed, ("pmo", "vanilla", "cmo", "dpa", "cal").index(s.name)))
+    # Of two methods that share a proxy the second waits for the first, so they do not start side by side.
+    first = {"pmo": 0, "vanilla": 1}
+    order = sorted(wanted, key=lambda s: (s.seed, first.get(s.name, 2)))
     bar = tqdm(total=len(files), desc="training and asking", unit="part")
     with bar, ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(work, subject) for subject in order]
@@ -155,6 +153,11 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         future.result()
     if failures:
         raise InputError(failures[0])
+
+
+def usable_cpus() -> int:
+    """Cores that this process may use (macOS cannot tell a restriction)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _call(command: Sequence[str], log: Path) -> None:
@@ -231,6 +234,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--captions", choices=("plain", "terse", "ornate"), default="ornate", help="the lab's caption set"
     )
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        default=METHODS,
+        metavar="M",
+        help=f"rows of the lab's table (default: {' '.join(METHODS)})",
+    )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds of the lab's methods")
     parser.add_argument(
         "--output", type=Path, default=Path("runs"), help="folder of runs and predictions (default: runs)"
@@ -249,6 +259,13 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 @command
 def main(arguments: list[str] | None = None) -> int:
     options = parse(arguments)
+    for flag in ("jobs", "batch_size", "max_new_tokens"):
+        if getattr(options, flag) < (flag != "jobs"):
+            raise InputError(f"--{flag.replace('_', '-')} should be a positive number, got {getattr(options, flag)}")
+    from dpa.methods import METHODS as known
+
+    if unknown := [method for method in options.methods if method not in known]:
+        raise InputError(f"unknown method {unknown[0]!r}; there is {', '.join(known)}")
     _run(options)
     return 0
 
@@ -283,9 +300,9 @@ def _run(options: argparse.Namespace) -> None:
         subjects = [Subject(model, 0, Path(model)) for model in options.model]
         ask_models(subjects, asked, output, options.batch_size)
     else:
-        subjects = lab_subjects(output, options.captions, options.seeds)
+        subjects = lab_subjects(output, options.captions, options.methods, options.seeds)
         title += f", methods trained on its {options.captions} captions"
-        jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else len(os.sched_getaffinity(0)))
+        jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else usable_cpus())
         complete_lab(subjects, asked, output, jobs)
     records = output / "records.jsonl"
     table = score_all(subjects, asked, output, records)

@@ -19,6 +19,8 @@ from pathlib import Path
 from dpa.errors import InputError
 
 LINEAGE = "lineage.json"
+# weights (.bin for the CLIP towers that have no other; transformers loads it with weights_only), settings, tokenizer
+HUB_FILES = ["*.safetensors", "pytorch_model*.bin", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer.json", "tokenizer.model", "*.jinja")
 PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
 
@@ -49,18 +51,23 @@ def local_model(name: str, kind: str = "llm") -> Path:
     """
     if name == "lab":
         return Path(__file__).parent / "lab" / "foundations" / kind
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    folder = Path(name)
+    if not folder.is_dir():
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.safetensors", "*.json", "*.jinja", "tokenizer.model"]))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0][:160]
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=HUB_FILES))
+        except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0][:160]
+            raise InputError(
+                f"{name}: no such folder, and no hub id that can be fetched ({reason}); check the name"
+            ) from None
+    if not any(folder.glob("*.safetensors")) and not any(folder.glob("*.bin")):
         raise InputError(
-            f"{name}: no such folder, and no hub id that can be fetched ({reason}); check the name"
-        ) from None
+            f"{name}: no model files here (*.safetensors); give the folder that holds config.json and weights"
+        )
+    return folder
 
 
 def commit() -> str | None:

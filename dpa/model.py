@@ -9,6 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModelForCausalLM,
@@ -39,7 +40,7 @@ def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: 
     """
     try:
         return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{path_or_id}: cannot load a causal LM from it ({_first_line(error)}); give a folder or hub id with --llm"
         ) from None
@@ -51,14 +52,19 @@ def load_proxy(path_or_id: str, adapter: Path, **options) -> PreTrainedModel:
 
     dtype = options.pop("dtype", torch.float32)
     base = load_llm(path_or_id, dtype=torch.float32, **options)
-    return PeftModel.from_pretrained(base, adapter).merge_and_unload().to(dtype)
+    try:
+        return PeftModel.from_pretrained(base, adapter).merge_and_unload().to(dtype)
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise InputError(
+            f"{adapter}: no LoRA adapter that fits {path_or_id} ({_first_line(error)}); give a finished stage 1"
+        ) from None
 
 
 def load_tokenizer(path_or_id: str) -> PreTrainedTokenizerBase:
     """The LLM's tokenizer, with a padding token (its end-of-sequence token where it has none)."""
     try:
         tokenizer = AutoTokenizer.from_pretrained(path_or_id)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{path_or_id}: cannot load a tokenizer from it ({_first_line(error)}); give a folder or hub id with --llm"
         ) from None
@@ -82,7 +88,7 @@ def load_tower(path_or_id: str, *, dtype: torch.dtype = torch.float32) -> CLIPVi
     """The CLIP vision tower of a folder or hub id (a whole CLIP checkpoint will do)."""
     try:
         return CLIPVisionModel.from_pretrained(path_or_id, dtype=dtype)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise InputError(
             f"{path_or_id}: cannot load a CLIP vision tower from it ({_first_line(error)}); give one with --vision-tower"
         ) from None
@@ -196,7 +202,7 @@ def load_connector(model: LlavaForConditionalGeneration, folder: Path) -> None:
     """Put the connector of a finished stage 2 into `model`. InputError when its shapes are another model's."""
     try:
         model.model.multi_modal_projector.load_state_dict(load_file(folder / CONNECTOR))
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"{folder / CONNECTOR}: does not fit this LLM and vision tower ({_first_line(error)})"
         ) from None

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import logging
 import os
@@ -44,9 +45,14 @@ SETTINGS = "settings.json"
 WEIGHTS = {"proxy": "adapter_model.safetensors", "connector": "connector.safetensors"}  # what a later stage builds on
 # TrainingArguments that cannot change a weight beyond rounding: a resumed run may give them anew.
 HARMLESS = (
-    *("save", "logging", "disable_tqdm", "report_to", "run_name", "dataloader", "hub", "push_to_hub"),
+    *("save_", "logging_", "disable_tqdm", "report_to", "run_name", "hub_", "push_to_hub", "ddp_timeout"),
+    *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
 )
+# Names of TrainingArguments for the settings of a recipe.
+NAMES = {"num_train_epochs": "epochs", "warmup_steps": "warmup", "lr_scheduler_type": "schedule"}
+# The sources that decide what a stage learns.
+SOURCES = ("blind.py", "data.py", "loss.py", "methods.py", "model.py", "trainer.py", "weighting.py")
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
@@ -114,6 +120,36 @@ def given_arguments(rest: Sequence[str]) -> dict[str, str]:
         elif name is not None:
             given[name] = word if given[name] == "true" else f"{given[name]} {word}"
     return given
+
+
+def seed_of(rest: Sequence[str]) -> int:
+    """The seed on a command line, 0 if none is given."""
+    value = given_arguments(rest).get("seed", "0")
+    if not value.isdigit():
+        raise InputError(f"--seed should be a whole number, got {value!r}")
+    return int(value)
+
+
+def changed_settings(chosen: Recipe, stage: Stage, rest: Sequence[str]) -> dict:
+    """The stage's settings with what the command line changes of them; what it repeats or cannot matter is left out."""
+    settings = dataclasses.asdict(chosen.settings(stage))
+    given = given_arguments(rest)
+    for name, text in sorted(given.items()):
+        if not name.startswith(HARMLESS):
+            try:
+                value = json.loads(text.lower())
+            except json.JSONDecodeError:
+                value = text
+            settings[NAMES.get(name, name)] = value
+    if "gradient_accumulation_steps" in given:
+        micro = int(given.get("per_device_train_batch_size", settings["global_batch"]))
+        settings["global_batch"] = (
+            micro * int(given["gradient_accumulation_steps"]) * int(os.environ.get("WORLD_SIZE", 1))
+        )
+    if stage != "proxy" and chosen.weighting.rule != "none" and chosen.weighting.form == "released":
+        # the released form normalises within the micro-batch, so its size decides the loss
+        settings["micro_batch"] = int(given.get("per_device_train_batch_size", settings["global_batch"]))
+    return settings
 
 
 def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
@@ -197,11 +233,8 @@ def data_source(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> tupl
 
 def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> dict:
     """What decides a stage's result: settings, models, data, and the parents' weights as far as they are there."""
-    given = given_arguments(rest)
-    seed = int(given.get("seed", 0))
+    seed, settings = seed_of(rest), changed_settings(chosen, stage, rest)
     file, _ = data_source(chosen, stage, flags)
-    settings = dataclasses.asdict(chosen.settings(stage))
-    settings |= {name: value for name, value in sorted(given.items()) if not name.startswith(HARMLESS)}
     lineage: dict[str, Any] = {"stage": stage, "seed": seed, "llm": folder_hash(local_model(chosen.llm, "llm"))}
     if stage == "proxy":
         lineage["settings"] = settings | {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
@@ -213,6 +246,9 @@ def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest:
     lineage["parents"] = {
         parent: file_hash(folder / WEIGHTS[parent]) for parent, folder in found.items() if is_complete(folder)
     }
+    lineage["sources"] = hashlib.sha256(
+        "".join(file_hash(Path(__file__).parent / s) for s in SOURCES).encode()
+    ).hexdigest()
     return lineage
 
 
@@ -237,10 +273,16 @@ def finished_parents(chosen: Recipe, stage: Stage, output: Path, seed: int) -> d
 
 def finished(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> bool:
     """Whether a stage is finished. InputError when what stands in its folder was made otherwise than asked for now."""
-    folder = stage_folder(flags.output, chosen, stage, int(given_arguments(rest).get("seed", 0)))
+    folder = stage_folder(flags.output, chosen, stage, seed_of(rest))
     if not is_complete(folder):
         return False
-    _refuse_other(read_lineage(folder), stage_lineage(chosen, stage, flags, rest), folder)
+    made, wanted = read_lineage(folder), stage_lineage(chosen, stage, flags, rest)
+    _refuse_other(made, wanted, folder)
+    if made.get("sources") != wanted["sources"]:
+        print(
+            f"note: {folder} was trained by other code than this ({made.get('commit')}); delete it to train it again",
+            file=sys.stderr,
+        )
     return True
 
 
@@ -251,7 +293,7 @@ def _refuse_other(made: dict, wanted: dict, folder: Path) -> None:
                 f"{folder}: was made with other {part} ({_short(made.get(part), wanted.get(part))}) than asked for now ({_short(wanted.get(part), made.get(part))}); delete it or choose another --output"
             )
     for parent, digest in wanted["parents"].items():
-        if made["parents"].get(parent, digest) != digest:
+        if made.get("parents", {}).get(parent, digest) != digest:
             raise InputError(
                 f"{folder}: was made from another {parent} than the one that is there now; delete it to make it again"
             )
@@ -284,7 +326,7 @@ def run_stage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: lis
     from filelock import FileLock
     from transformers import set_seed
 
-    partial = stage_folder(flags.output, chosen, stage, int(given_arguments(rest).get("seed", 0)))
+    partial = stage_folder(flags.output, chosen, stage, seed_of(rest))
     folder, partial = partial, partial.with_name(f"{partial.name}.partial")
     arguments = training_arguments(chosen, stage, partial, rest)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -406,9 +448,12 @@ def _build(chosen: Recipe, stage: Stage, found: dict[Stage, Path], flags: argpar
 
 
 def check_inputs(chosen: Recipe, stages: Sequence[Stage], flags: argparse.Namespace) -> None:
-    """Read all records and look at all pictures of the stages to run, before any of them trains."""
+    """Find the models, read all records and look at all pictures of the stages to run, before any of them trains."""
     from dpa.data import VIEWS, check_images, read_records
 
+    local_model(chosen.llm, "llm")
+    if any(stage != "proxy" for stage in stages):
+        local_model(chosen.vision_tower, "tower")
     for stage in stages:
         file, images = data_source(chosen, stage, flags)
         records = read_records(file, VIEWS[stage])
@@ -424,8 +469,9 @@ def main(arguments: list[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*|.*is_gradient_checkpointing.*")
     if flags.stage != "all":
-        finished_parents(chosen, flags.stage, flags.output, int(given_arguments(rest).get("seed", 0)))
-    check_inputs(chosen, [stage for stage in stages if not finished(chosen, stage, flags, rest)], flags)
+        finished_parents(chosen, flags.stage, flags.output, seed_of(rest))
+    if unfinished := [stage for stage in stages if not finished(chosen, stage, flags, rest)]:
+        check_inputs(chosen, unfinished, flags)
     for stage in stages:
         run_stage(chosen, stage, flags, rest)
     return 0

@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")  # the tests are about CPU numbers
 torch.set_num_threads(1)
 ROOT = Path(__file__).parents[1]
 

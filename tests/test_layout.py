@@ -53,3 +53,10 @@ def test_every_module_the_readme_names_is_there():
 
 def test_readme_has_no_hole():
     assert "@@" not in (ROOT / "README.md").read_text()
+
+
+def test_readme_links_to_files_that_are_there():
+    for name in ("README.md", "CONTRIBUTING.md", "results/README.md"):
+        folder = (ROOT / name).parent
+        for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / name).read_text()):
+            assert link.startswith("http") or (folder / link).is_file(), f"{name} links to {link}"

@@ -106,9 +106,21 @@ def test_run_prints_the_same_table_twice(checkpoint, tmp_path, capsys, monkeypat
     assert len((tmp_path / "out" / "records.jsonl").read_text().splitlines()) == 8, "a second run adds no record twice"
 
 
+def test_a_lost_time_file_does_not_stop_the_table(checkpoint, asked, tmp_path):
+    items, pictures = asked
+    out = tmp_path / "p.jsonl"
+    for _ in range(2):
+        predict.predict(str(checkpoint), items[:3], pictures, out, max_new_tokens=2)
+        assert out.with_suffix(".seconds").is_file()
+        out.with_suffix(".seconds").unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["--jobs", "-1"], "--jobs should be a positive number"),
+        (["--batch-size", "0"], "--batch-size should be a positive number"),
+        (["--methods", "dap"], "unknown method 'dap'"),
         (["--suite", "vision"], "unknown suite 'vision'"),
         (["--model", "runs/no/such"], "no such folder, and no hub id"),
         (["--data", "items.jsonl"], "give them with --model"),
@@ -129,6 +141,15 @@ def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, capsys, monkeypatch, 
     (tmp_path / "model").mkdir()
     assert run.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path)]) == 2
     assert "no model files here" in capsys.readouterr().err
+
+
+def test_perplexity_names_what_is_no_adapter(tiny_models, data, tmp_path, capsys):
+    from analysis import perplexity
+
+    arguments = ["--llm", str(tiny_models["llm"]), "--proxy", str(tmp_path), "--captions", str(data / "captions.json")]
+    assert perplexity.main(arguments) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("error:") and "no LoRA adapter" in error
 
 
 def test_perplexity_of_a_known_source(tiny_models):

@@ -33,11 +33,29 @@ def test_all_stages_leave_standard_checkpoints_with_lineage(finished, tiny_model
     )
 
 
-def test_the_losses_fall(finished):
-    for stage in ("proxy", "instruct"):
-        log = json.loads((finished / "small" / stage / "log.json").read_text())
-        losses = [row["nll"] for row in log if "nll" in row]
-        assert losses[-1] < losses[0], stage
+def test_the_proxy_finds_its_captions_more_probable(finished, tiny_models, data):
+    from analysis.perplexity import perplexity_table
+
+    table = perplexity_table(str(tiny_models["llm"]), finished / "small" / "proxy", [data / "captions.json"])
+    base, proxy = (table.loc[table["model"] == name, "nats_per_token"].item() for name in ("base", "proxy"))
+    assert proxy < base - 0.05
+
+
+def test_the_effective_batch_is_part_of_the_lineage():
+    flags, _ = train.parse(["--recipe", "lab_ornate"])
+    chosen = train.resolve(flags)
+
+    def settings(*rest):
+        return train.changed_settings(chosen, "connector", rest)
+
+    recipe = settings()
+    assert settings("--per_device_train_batch_size", "2") == recipe, "accumulation fills up to the same global batch"
+    assert settings("--learning_rate", "5e-3", "--max_steps=550") == recipe, "what repeats the recipe changes nothing"
+    assert settings("--per_device_train_batch_size", "2", "--gradient_accumulation_steps", "1") != recipe
+    assert settings("--dataloader_drop_last", "true") != recipe
+    assert settings("--learning_rate", "1e-3") != recipe
+    released = train.resolve(train.parse(["--recipe", "lab_ornate", "--weighting-form", "released"])[0])
+    assert train.changed_settings(released, "connector", ["--per_device_train_batch_size", "2"])["micro_batch"] == 2
 
 
 def test_instruct_starts_from_the_original_llm(tiny_models, data, finished, tmp_path):
@@ -152,7 +170,14 @@ def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
     """SIGKILL in stage 2 at a random moment after the first checkpoint; the resumed run ends bit-equal to an unbroken one."""
     arguments = [
         *command(
-            tiny_models, data, tmp_path / "killed", "--save_steps", "2", recipe="small_cmo", stage="connector", steps=60
+            tiny_models,
+            data,
+            tmp_path / "killed",
+            "--save_steps",
+            "2",
+            recipe="small_cmo",
+            stage="connector",
+            steps=200,
         )
     ]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -174,7 +199,7 @@ def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
     assert not (tmp_path / "killed" / "small_cmo" / "connector").exists()
     (partial / "checkpoint-999").mkdir()  # cut short: no marker
     assert train.main(arguments) == 0
-    unbroken = command(tiny_models, data, tmp_path / "unbroken", recipe="small_cmo", stage="connector", steps=60)
+    unbroken = command(tiny_models, data, tmp_path / "unbroken", recipe="small_cmo", stage="connector", steps=200)
     assert train.main(unbroken) == 0
     ends = [weights(tmp_path / name / "small_cmo" / "connector") for name in ("killed", "unbroken")]
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
@@ -203,6 +228,9 @@ def test_bad_input_is_one_line_and_leaves_nothing(tiny_models, data, tmp_path, c
     )
     assert "unknown flag '--learning_speed'" in fails(
         command(tiny_models, data, output, "--learning_speed", "3"), capsys
+    )
+    assert "--seed should be a whole number, got 'abc'" in fails(
+        command(tiny_models, data, output, "--seed", "abc"), capsys
     )
     assert "leaves llm open; give --llm" in fails(["--recipe", "small", "--output", str(output)], capsys)
     broken = data / "broken.json"

@@ -3,7 +3,7 @@
     python -m dpa.lab.dataset --style ornate --out DIR     write the captions and the questions to look at
 
 Caption records tell one scene in one style; instruction records ask several questions about one scene. The two, and the
-benchmarks' items (seeds from 1,000,000), use different seeds, so no scene is met twice.
+benchmarks' items (seeds from 1,000,000), are drawn from different seeds.
 """
 
 from __future__ import annotations
