@@ -174,7 +174,7 @@ def test_resume_after_kill_gives_the_same_weights(tiny_models, data, tmp_path):
             data,
             tmp_path / "killed",
             "--save_steps",
-            "2",
+            "5",
             recipe="small_cmo",
             stage="connector",
             steps=200,
