@@ -64,14 +64,17 @@ def ensure(output: Path, name: str) -> tuple[Path, Path]:
     return file, folder
 
 
+def told_by_rows(scene: Scene) -> Scene:
+    """The scene with its things in reading order, which is how captions tell them, so that a caption can be learned."""
+    return Scene(tuple(sorted(scene.things, key=lambda t: t.place)))
+
+
 def _captions(folder: Path, style: str) -> list[dict]:
     records = []
     for index in tqdm(range(NUM_CAPTIONS), desc=f"drawing lab/{style}", unit="img", leave=False, delay=2):
         rng = random.Random(f"{CAPTION_SEED}-{index}")  # the same scenes in every style
         scene = draw_scene(rng)
-        scene = Scene(
-            tuple(sorted(scene.things, key=lambda t: t.place))
-        )  # told row by row, so a caption can be learned
+        scene = told_by_rows(scene)
         records.append(_record(folder, index, scene, [(CAPTION_PROMPT, language.STYLES[style](scene, rng))]))
     return records
 
