@@ -83,7 +83,7 @@ class Subject:
 def lab_subjects(output: Path, captions: str, methods: Sequence[str], seeds: Sequence[int]) -> list[Subject]:
     """The methods on one of the lab's caption sets, for each seed."""
     from dpa.recipes import recipe
-    from dpa.train import stage_folder
+    from dpa.stages import stage_folder
 
     names = {method: f"lab_{captions}" + ("" if method == "dpa" else f"_{method}") for method in dict.fromkeys(methods)}
     return [
@@ -98,7 +98,7 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
 
     What is there is re-used only if it was made from the same settings, foundations and data; else it is named.
     """
-    from dpa import train
+    from dpa import stages, train
     from dpa.lab.dataset import ensure
 
     for name in ("lab/questions", f"lab/{asked.captions}"):  # once, before two trainings would both draw them
@@ -111,8 +111,8 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         """What is still to be made, in order: a file for each unfinished stage and for each mode not asked."""
         flags, rest = train.parse(command_line(subject))
         chosen = train.resolve(flags)
-        stages = [stage for stage in chosen.stages if not train.finished(chosen, stage, flags, rest)]
-        parts = [train.stage_folder(output, chosen, stage, subject.seed) / LINEAGE for stage in stages]
+        unfinished = [stage for stage in chosen.stages if not stages.finished(chosen, stage, flags, rest)]
+        parts = [stages.stage_folder(output, chosen, stage, subject.seed) / LINEAGE for stage in unfinished]
         for mode in MODES:
             seconds = subject.predictions(output, asked.name, mode).with_suffix(".seconds")
             if not (is_complete(subject.model) and subject.is_answered(asked, output, mode) and seconds.is_file()):

@@ -11,7 +11,7 @@ import time
 import pytest
 import torch
 
-from dpa import train
+from dpa import stages, train
 from dpa.errors import InputError
 from tests.conftest import ROOT, command, weights
 
@@ -46,7 +46,7 @@ def test_the_effective_batch_is_part_of_the_lineage():
     chosen = train.resolve(flags)
 
     def settings(*rest):
-        return train.changed_settings(chosen, "connector", rest)
+        return stages.changed_settings(chosen, "connector", rest)
 
     recipe = settings()
     assert settings("--per_device_train_batch_size", "2") == recipe, "accumulation fills up to the same global batch"
@@ -55,7 +55,7 @@ def test_the_effective_batch_is_part_of_the_lineage():
     assert settings("--dataloader_drop_last", "true") != recipe
     assert settings("--learning_rate", "1e-3") != recipe
     released = train.resolve(train.parse(["--recipe", "lab_ornate", "--weighting-form", "released"])[0])
-    assert train.changed_settings(released, "connector", ["--per_device_train_batch_size", "2"])["micro_batch"] == 2
+    assert stages.changed_settings(released, "connector", ["--per_device_train_batch_size", "2"])["micro_batch"] == 2
 
 
 def test_instruct_starts_from_the_original_llm(tiny_models, data, finished, tmp_path):
