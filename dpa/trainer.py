@@ -54,7 +54,10 @@ class DPATrainer(Trainer):
     ):
         """This micro-batch's share of the global loss (paper section 3.2)."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        loss = batch_loss(model, inputs, self.weighting, unwrapped)
+        with (
+            self.accelerator.autocast()
+        ):  # it wraps the model's own forward; the blind pass must run at the same precision
+            loss = batch_loss(model, inputs, self.weighting, unwrapped)
         self._remember(loss)
         total = loss.total
         projector = getattr(getattr(unwrapped, "model", None), "multi_modal_projector", None)

@@ -286,6 +286,24 @@ def test_read_only_output_is_one_line(tiny_models, data, tmp_path, capsys):
     )
 
 
+def test_seen_and_blind_pass_run_at_one_precision(tiny_models, data, tmp_path, monkeypatch):
+    """Under bf16 both passes are autocast; a blind pass in float32 would compare two precisions, not picture and text."""
+    from dpa import loss
+
+    seen_by_blind = []
+    original = loss.blind_label_scores
+
+    def spy(*args, **kwargs):
+        seen_by_blind.append(torch.is_autocast_enabled("cpu"))
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(loss, "blind_label_scores", spy)
+    flags = ["--bf16", "true", "--use_cpu", "true"]
+    assert train.main(command(tiny_models, data, tmp_path, *flags, recipe="small_cmo", steps=2)) == 0
+    assert seen_by_blind and all(seen_by_blind)
+    assert all(torch.isfinite(tensor).all() for tensor in weights(tmp_path / "small_cmo" / "instruct").values())
+
+
 def test_a_full_disk_is_one_line_and_the_run_resumes(tiny_models, data, tmp_path):
     """The file size limit stands in for a full disk: the same failed write, in whichever library is writing."""
     import resource
