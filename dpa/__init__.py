@@ -3,7 +3,7 @@
 | paper                                   | here                                             |
 |-----------------------------------------|--------------------------------------------------|
 | language prior conflict                 | `analysis` measures it, `dpa.lab` sets its size  |
-| proxy LLM, PMO (section 3)              | stage `proxy`; a recipe with `proxy=True`        |
+| proxy LLM, PMO                          | stage `proxy`; a recipe with `proxy=True`        |
 | CMO, visual relevance, weights          | `dpa.weighting`, rule `cmo`                      |
 | CAL (arXiv 2405.17871)                  | `dpa.weighting`, rule `cal`                      |
 | r_j = p(s_j | V, s_<j), q_j = p(s_j | s_<j) | `seen` and `blind` label scores, `dpa.blind` |

@@ -41,7 +41,7 @@ class BatchLoss:
 def num_items(labels: Tensor, weighting: Weighting) -> int:
     """What the loss of labels [B, L] is divided by: label tokens (`none`), samples with labels (paper form), 1 (released).
 
-    Paper section 3.2 normalises the weights per sample and sums over samples; the mean over the global batch keeps the
+    The paper normalises the weights per sample and sums over samples; the mean over the global batch keeps the
     learning rate independent of the batch size.
     """
     supervised = labels[:, 1:] != IGNORE

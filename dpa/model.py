@@ -27,7 +27,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from dpa.errors import InputError
 from dpa.methods import Stage
 
-VISION_FEATURE_LAYER = -2  # paper appendix A.1 and LLaVA: the last layer but one, patches without the class token
+VISION_FEATURE_LAYER = -2  # released code and LLaVA: the last layer but one, patches without the class token
 CONNECTOR = "connector.safetensors"
 # Unused tokens of the paper's families that can stand for the image, tried in order.
 IMAGE_TOKENS = ("<image>", "<|image_pad|>", "<|reserved_special_token_0|>", "<unused99>")
@@ -47,7 +47,7 @@ def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: 
 
 
 def load_proxy(path_or_id: str, adapter: Path, **options) -> PreTrainedModel:
-    """The proxy LLM: the base LLM with the LoRA adapter of stage 1 merged in (paper section 3.1). Merge in float32."""
+    """The proxy LLM: the base LLM with the LoRA adapter of stage 1 merged in (the paper's PMO). Merge in float32."""
     from peft import PeftModel
 
     dtype = options.pop("dtype", torch.float32)
@@ -181,7 +181,7 @@ def freeze_for(model: PreTrainedModel, stage: Stage) -> list[str]:
 
 
 def lora(llm: PreTrainedModel, *, rank: int, alpha: int):
-    """The LLM with LoRA on every linear layer but lm_head, dropout 0 (paper section 4.1: r 256, alpha 512)."""
+    """The LLM with LoRA on every linear layer but lm_head, dropout 0 (the paper: r 256, alpha 512)."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(

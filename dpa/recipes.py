@@ -25,8 +25,8 @@ class StageSettings:
     """What one stage trains with. `max_steps` > 0 overrides `epochs`."""
 
     learning_rate: float
-    global_batch: int = 256  # paper section 4.1
-    epochs: float = 1.0  # paper section 4.1
+    global_batch: int = 256  # paper
+    epochs: float = 1.0  # paper
     max_steps: int = -1
     max_length: int = 8192  # released scripts
     warmup: float = 0.03  # released scripts; share of the steps
@@ -46,13 +46,13 @@ class Recipe:
     instructions: str  # instruction records, LLaVA or Cambrian JSON lines
     proxy: bool = True
     weighting: Weighting = CMO
-    lora_rank: int = 256  # paper section 4.1
-    lora_alpha: int = 512  # paper section 4.1
-    proxy_stage: StageSettings = field(default_factory=lambda: StageSettings(4e-5))  # paper section 4.1
-    connector_stage: StageSettings = field(default_factory=lambda: StageSettings(2e-3))  # paper section 4.1
+    lora_rank: int = 256  # paper
+    lora_alpha: int = 512  # paper
+    proxy_stage: StageSettings = field(default_factory=lambda: StageSettings(4e-5))  # paper
+    connector_stage: StageSettings = field(default_factory=lambda: StageSettings(2e-3))  # paper
     instruct_stage: StageSettings = field(
         default_factory=lambda: StageSettings(4e-5, max_length=2048)
-    )  # section 4.1; released scripts
+    )  # paper; the length: released scripts
     family: str = ""  # recipes of one family share stage 1
 
     def settings(self, stage: Stage) -> StageSettings:
@@ -63,7 +63,7 @@ class Recipe:
         return STAGES if self.proxy else STAGES[1:]
 
 
-LLMS = {  # paper section 4.1
+LLMS = {  # paper
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
     "gemma-2-9b": "google/gemma-2-9b-it",
@@ -84,7 +84,7 @@ def _recipes() -> dict[str, Recipe]:
         return recipe
 
     def add_methods(dpa: Recipe) -> None:
-        """Tables 1 and 5: the other methods on the same LLM and captions."""
+        """Table 1's other methods, and PMO and CMO alone, on the same LLM and captions."""
         for method, switches in METHODS.items():
             if method != "dpa":
                 add(replace(dpa, name=f"{dpa.name}_{method}", parent=dpa.name, **switches))
@@ -96,7 +96,7 @@ def _recipes() -> dict[str, Recipe]:
         llm=LLMS["qwen2.5-7b"],
         vision_tower="openai/clip-vit-large-patch14-336",  # released scripts; the paper says CLIP ViT-L/14
         captions=CAPTION_SETS["sharegpt4v"],
-        instructions="Cambrian737k.jsonl",  # paper section 4.1
+        instructions="Cambrian737k.jsonl",  # paper
         family="qwen2.5-7b_sharegpt4v",
     )
     for llm, llm_id in LLMS.items():

@@ -52,11 +52,10 @@ class DPATrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Tensor | int | None = None,
     ):
-        """This micro-batch's share of the global loss (paper section 3.2)."""
+        """This micro-batch's share of the global loss (the paper's CMO loss)."""
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
-        with (
-            self.accelerator.autocast()
-        ):  # it wraps the model's own forward; the blind pass must run at the same precision
+        # accelerate wraps the model's own forward alone; the blind pass must run at the same precision
+        with self.accelerator.autocast():
             loss = batch_loss(model, inputs, self.weighting, unwrapped)
         self._remember(loss)
         total = loss.total

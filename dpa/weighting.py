@@ -6,7 +6,7 @@ the size of the vocabulary is needed anywhere else.
 
 Two forms, chosen by name (`dpa.methods.Weighting`):
 
-`paper`     the equations of section 3: per sample, over its own label tokens only.
+`paper`     the paper's CMO equations: per sample, over its own label tokens only.
 `released`  what the released code (and CAL's) computes. It differs in how it pools and normalises, marked `Reference:`
             below, and in the blind prediction of the token after the image (`dpa.blind`).
 
@@ -22,7 +22,7 @@ from torch.nn.functional import avg_pool1d
 
 from dpa.methods import Form, Weighting
 
-WINDOW = 3  # of the average pooling, in tokens: paper section 3.2, and CAL
+WINDOW = 3  # of the average pooling, in tokens: the paper (AvgPool3) and CAL
 RELEASED_EPSILON = 1e-6  # the released code adds it to the sum of weights
 
 
@@ -42,7 +42,7 @@ def scored_slots(supervised: Tensor, form: Form) -> Tensor:
 
 
 def weights(relevance: Tensor, supervised: Tensor, weighting: Weighting) -> Tensor:
-    """Weights [B, T] float32 of the label tokens, 0 at unsupervised slots; without gradient (paper eq. 6 to 8).
+    """Weights [B, T] float32 of the label tokens, 0 at unsupervised slots; without gradient (the paper's w).
 
     relevance [B, T]: seen minus blind score, valid at `scored_slots(supervised, form)`.
     Paper form: each sample's weights sum to 1 (0 for a sample without labels). Released form: all of them together do.

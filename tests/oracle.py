@@ -1,4 +1,4 @@
-"""The paper's equations (section 3) and the released code's behaviour as slow loops over Python floats."""
+"""The paper's CMO equations and the released code's behaviour as slow loops over Python floats."""
 
 from __future__ import annotations
 
