@@ -1,7 +1,8 @@
 """Recipes: the rows of the paper's tables, each a parent and one to three changes.
 
-    python -m dpa.recipes            every recipe, with what it changes
-    python -m dpa.recipes --show R   its full resolved configuration as JSON
+    python -m dpa.recipes                 every recipe under the tables that report it, with what it changes
+    python -m dpa.recipes --table 11      those of one table
+    python -m dpa.recipes --show R        one recipe: every value and where it stands, batch arithmetic, cost (--json)
 
 A method is two switches, as in the paper: `proxy` (PMO) and `weighting` (CMO, CAL). So the six methods are six settings
 of one recipe and no code path of their own:
@@ -14,101 +15,257 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal
 
 from dpa.errors import InputError, command
-from dpa.methods import CMO, METHODS, STAGES, Stage, Weighting
+from dpa.methods import CMO, METHODS, NONE, STAGES, Stage, Weighting
 
 
 @dataclass(frozen=True)
 class StageSettings:
-    """What one stage trains with. `max_steps` > 0 overrides `epochs`."""
+    """What one stage trains with; SOURCES says where each value stands. `max_steps` > 0 overrides `epochs`."""
 
     learning_rate: float
-    global_batch: int = 256  # paper
-    epochs: float = 1.0  # paper
+    global_batch: int = 256
+    epochs: float = 1.0
     max_steps: int = -1
-    max_length: int = 8192  # released scripts
-    warmup: float = 0.03  # released scripts; share of the steps
-    schedule: str = "cosine"  # released scripts
-    weight_decay: float = 0.0  # released scripts
+    max_length: int = 8192  # tokens, pictures included
+    warmup: float = 0.03  # share of the steps
+    schedule: str = "cosine"
+    weight_decay: float = 0.0
+    micro_batch: int | None = None  # samples a GPU takes at a time, at most; None: its share of the global batch
+    group_by_length: bool = False  # samples of like length share a batch
+    pad: bool = True  # picture padded to a square; False: shorter side scaled, centre cropped ("square")
+
+
+PAPER_STAGES: dict[Stage, StageSettings] = {
+    "proxy": StageSettings(4e-5, micro_batch=16, group_by_length=True),
+    "connector": StageSettings(2e-3, micro_batch=32, group_by_length=True, pad=False),
+    "instruct": StageSettings(4e-5, max_length=2048, micro_batch=8, group_by_length=True),
+}
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One row: which LLM on which captions by which method. `lab` data names are made on the spot by `dpa.lab.dataset`."""
+    """One row: which LLM on which captions by which method. `dpa.lab.dataset` makes the data of `lab/` names."""
 
     name: str
     parent: str | None
     llm: str
     vision_tower: str
-    captions: str  # image-caption records, LLaVA JSON
+    captions: tuple[str, ...]  # image-caption records, LLaVA JSON; one or several sources
     instructions: str  # instruction records, LLaVA or Cambrian JSON lines
+    caption_count: int | None = None  # records drawn from each caption source; None: all
+    fraction: float = 1.0  # share of captions and of instructions that is trained on
     proxy: bool = True
     weighting: Weighting = CMO
-    lora_rank: int = 256  # paper
-    lora_alpha: int = 512  # paper
-    proxy_stage: StageSettings = field(default_factory=lambda: StageSettings(4e-5))  # paper
-    connector_stage: StageSettings = field(default_factory=lambda: StageSettings(2e-3))  # paper
-    instruct_stage: StageSettings = field(
-        default_factory=lambda: StageSettings(4e-5, max_length=2048)
-    )  # paper; the length: released scripts
+    weighted_stages: tuple[Stage, ...] = ("connector", "instruct")  # stages in which `weighting` holds
+    lora_rank: int | None = 256  # None: stage 1 trains all weights of the LLM
+    lora_alpha: int = 512
+    instruct_from: Literal["base", "proxy"] = "base"  # which LLM stage 3 starts from
+    chat_template: str | None = None  # of dpa.processing.CHAT_TEMPLATES, for LLMs whose tokenizer has none
+    anyres: bool = False  # LlavaNext: several tiles a picture
+    image_scale: Literal["unit", "embedding"] = "unit"  # connector's first output scale; "embedding": sqrt(hidden)
+    attention: str = "sdpa"  # sdpa | eager | flash_attention_2
+    activation_checkpointing: bool = False
+    bf16: bool = False
+    num_workers: int = 0  # processes that read samples, for each training process
+    proxy_stage: StageSettings = PAPER_STAGES["proxy"]
+    connector_stage: StageSettings = PAPER_STAGES["connector"]
+    instruct_stage: StageSettings = PAPER_STAGES["instruct"]
     family: str = ""  # recipes of one family share stage 1
+    tables: tuple[str, ...] = ()  # where the paper reports the row
+    note: str = ""  # what the paper leaves open or says in two ways, a line each
 
     def settings(self, stage: Stage) -> StageSettings:
         return getattr(self, f"{stage}_stage")
+
+    def weighting_of(self, stage: Stage) -> Weighting:
+        """The rule that holds in a stage: none in stage proxy, and none outside `weighted_stages` (paper Table 11)."""
+        return self.weighting if stage != "proxy" and stage in self.weighted_stages else NONE
 
     @property
     def stages(self) -> tuple[Stage, ...]:
         return STAGES if self.proxy else STAGES[1:]
 
 
-LLMS = {  # paper
+TABLE_LLMS = ("qwen2.5-7b", "llama-3.1-8b", "gemma-2-9b")
+SIZES = ("1.5b", "3b", "14b", "32b")
+LLMS = {
     "qwen2.5-7b": "Qwen/Qwen2.5-7B-Instruct",
     "llama-3.1-8b": "meta-llama/Llama-3.1-8B-Instruct",
     "gemma-2-9b": "google/gemma-2-9b-it",
+    **{f"qwen2.5-{size}": f"Qwen/Qwen2.5-{size.upper()}-Instruct" for size in SIZES},
+    "vicuna-7b": "lmsys/vicuna-7b-v1.5",
 }
-CAPTION_SETS = {
+CAPTION_SETS = {  # the file that a set's authors publish; PixMo-Cap comes as a table, its file is ours
     "blip-lcs": "blip_laion_cc_sbu_558k.json",
     "sharegpt4v": "share-captioner_coco_lcs_sam_1246k_1107.json",
-    "pixmo-cap": "pixmo_cap.json",
+    "pixmo-cap": "pixmo_cap.parquet",
 }
 LAB_STYLES = ("plain", "terse", "ornate")
+PERCENTS = (5, 10, 25, 50)
+BOUNDS = {"clip-0-1": (0.0, 1.0), "clip-0-0.5": (0.0, 0.5), "clip-0.05-1": (0.05, 1.0)}
+BEYOND = "beyond the paper"
+QWEN, QWEN_BLIP = "qwen2.5-7b_sharegpt4v", "qwen2.5-7b_blip-lcs"
+
+
+def _rows(*families: str, methods: tuple[str, ...] = ("vanilla", "dpa")) -> tuple[str, ...]:
+    return tuple(f"{family}_{method}".removesuffix("_dpa") for family in families for method in methods)
+
+
+_ROWS = {  # the rows of the paper's tables, in order; an average and its detail are two tables of the same rows
+    ("1",): _rows(*(f"{a}_{b}" for a in TABLE_LLMS for b in CAPTION_SETS), methods=("vanilla", "cal", "dpa")),
+    ("2", "10"): _rows(QWEN, methods=("vanilla", "pmo", "cmo", "dpa")),
+    ("3", "13"): _rows(*(f"qwen2.5-{size}_blip-lcs" for size in SIZES)),
+    ("4", "14"): _rows(*(f"{QWEN}_data-{percent}" for percent in PERCENTS), QWEN),
+    ("5",): _rows(*(f"{llm}_sharegpt4v" for llm in TABLE_LLMS), methods=("pmo", "pmo+cal", "dpa")),
+    ("6", "15"): _rows(QWEN_BLIP, methods=("no-lora", "lora-128", "dpa", "lora-512")),
+    ("7", "16"): _rows(QWEN_BLIP, methods=("init-proxy", "dpa")),
+    ("8",): _rows("qwen2.5-7b_mixed"),
+    ("9",): _rows("llama-3.1-8b_blip-lcs"),
+    ("11",): _rows(QWEN_BLIP, methods=("pmo", "cmo-connector", "cmo-instruct", "dpa")),
+    ("12",): _rows(QWEN_BLIP, methods=(*BOUNDS, "dpa")),
+    ("Fig. 1a",): _rows("vicuna-7b_blip-lcs", "vicuna-7b_sharegpt4v", QWEN_BLIP, QWEN, methods=("vanilla",)),
+}
+_ORDER = (*map(str, range(1, 17)), "Fig. 1a")
+TABLES = {table: rows for table in _ORDER for tables, rows in _ROWS.items() if table in tables}
+
+# What the paper leaves open or says in two ways, by table, LLM, caption file or recipe; each recipe carries its own.
+NOTES = {
+    "2": "Table 2 carries ShareGPT4V-PT rows, though A.4 says BLIP-LCS; it says 46.1 where Table 5 says 46.0.",
+    "3": "Table 3 says 46.4 for the vision average of 14B vanilla, section 6.2 says 46.6.",
+    "4": "Tables 4 and 14 differ in every row but one cell; Table 14 agrees with Table 1.",
+    "6": "Tables 6 and 15: the row of rank 256 is not Table 1's DPA (75.0 / 350 against 75.8 / 345) but has the "
+    "CVBench and MMVP cells of Table 11's row without CMO: PMO-only runs, it seems. The recipes are DPA, as they say.",
+    "8": "Table 8: its cells average 50.40 and 52.93, it prints 51.52 and 54.34; how the 200K are drawn is not said.",
+    "9": "Table 9: 1.37 h + 6 h is 7.37 h, printed 6.37 h; the overhead is 14.9 %, printed 33 %.",
+    "10": "Table 10 carries ShareGPT4V-PT rows (equal to Table 1's), though A.4 says BLIP-LCS.",
+    "11": "Table 11 does not say whether PMO is on; assumed, since its last row is Table 1's DPA.",
+    "14": "Table 14: DPA is below vanilla at 5 % and 10 % of the data; how the shares are drawn is not said.",
+    "Fig. 1a": "Fig. 1a reports CVBench alone.",
+    "google/gemma-2-9b-it": "Gemma-2: the released file imports a module that is not in the release, and its CMO path "
+    "drops the final soft-cap of the logits, which is kept here.",
+    CAPTION_SETS["sharegpt4v"]: "ShareGPT4V-PT: the number of records that the paper used is unknown.",
+    CAPTION_SETS["pixmo-cap"]: "PixMo-Cap: the number of records that the paper used is unknown.",
+    f"{QWEN_BLIP}_no-lora": '"w/o LoRA" may mean that stage 1 trains all weights of the LLM, as here, or that there is '
+    f"no proxy at all, which would be {QWEN_BLIP}_cmo; the paper does not say.",
+    f"{QWEN}_anyres": "Five tiles are up to 2,880 tokens, above the 2,048 of stage 3 in the scripts; 4,096 here.",
+}
+
+# Where a value stands, by field of Recipe, by field of StageSettings, or by "stage.field".
+SOURCES = {
+    "llm": "paper; released scripts exist for Llama-3.1-8B with BLIP-LCS alone and are taken over for all others",
+    "vision_tower": "paper: CLIP ViT-L/14; released scripts: 336 px, layer -2",
+    "captions": "paper",
+    "instructions": "paper: Cambrian-737K",
+    "caption_count": "paper, Table 8: 200K of each set; elsewhere all",
+    "fraction": "paper, Tables 4 and 14; here one share for captions and instructions",
+    "proxy": "paper: PMO",
+    "weighting": "paper: CMO clips to 0.05 and 0.5; CAL paper: logits to 1 and 5; released code falls back to 0 and 1",
+    "weighted_stages": "paper: connector and instruct; Table 11 takes one away",
+    **dict.fromkeys(("lora_rank", "lora_alpha"), "paper; released scripts agree; Tables 6 and 15 vary it"),
+    "chat_template": "ours: the tokenizer's own; for Vicuna's, which has none, LLaVA-1.5's conversation",
+    "instruct_from": "paper: the original LLM; Tables 7 and 16 try the proxy",
+    "anyres": "ours: the paper and the released scripts have one picture of 336 px",
+    "image_scale": "ours: Gemma-2's image features times sqrt(hidden), as the paper's software did; today's does not",
+    "attention": "ours: sdpa, for Gemma-2 (soft-cap in attention) eager; released scripts: flash attention",
+    **dict.fromkeys(("learning_rate", "global_batch", "epochs"), "paper; released scripts agree"),
+    "max_steps": "ours: -1 leaves the steps to the epochs",
+    **dict.fromkeys(
+        ("activation_checkpointing", "bf16", "num_workers", "max_length", "warmup", "schedule", "weight_decay"),
+        "released scripts; the paper is silent",
+    ),
+    "instruct.pad": "released scripts; the paper is silent",
+    "micro_batch": "released scripts, on 8 GPUs; changes no number, accumulation fills up to the global batch",
+    "group_by_length": "ours: the scripts group stage instruct alone; the same samples in another order, less padding",
+    "instruct.group_by_length": "released scripts, which group by modality too; the paper is silent",
+    "proxy.pad": "no pictures in this stage",
+    "connector.pad": "released scripts give no option, whose default scales and crops; the paper is silent",
+}
+UNCOUNTED = ("name", "parent", "family", "tables", "note")  # what a row is called and said of it, not what it changes
+
+
+def source_of(chosen: Recipe, field: str, stage: Stage | None = None) -> str:
+    """Where a value of a recipe, or of one of its stages, stands."""
+    if chosen.llm not in LLMS.values():
+        return "ours"
+    if stage and getattr(chosen.settings(stage), field) != getattr(PAPER_STAGES[stage], field):
+        return "ours, see the note"
+    return SOURCES.get(f"{stage}.{field}", "") or SOURCES[field]
+
+
+def flat(chosen: Recipe) -> dict[str, Any]:
+    """{field or "stage.field": value} of a recipe, without what is merely said of it."""
+    own = {f.name: getattr(chosen, f.name) for f in fields(Recipe) if f.name not in UNCOUNTED}
+    stages = {f"{stage}.{k}": v for stage in STAGES for k, v in asdict(own.pop(f"{stage}_stage")).items()}
+    return own | stages
+
+
+def changes(chosen: Recipe) -> dict[str, Any]:
+    """What of `flat` differs from the recipe's parent; nothing where it has none."""
+    before = flat(RECIPES[chosen.parent]) if chosen.parent else flat(chosen)
+    return {name: value for name, value in flat(chosen).items() if before[name] != value}
 
 
 def _recipes() -> dict[str, Recipe]:
     recipes: dict[str, Recipe] = {}
 
-    def add(recipe: Recipe) -> Recipe:
-        recipes[recipe.name] = recipe
-        return recipe
+    def add(base: Recipe, *methods: str) -> Recipe:
+        """The recipe, and the same by other methods."""
+        for method in ("dpa", *methods):
+            own = base if method == "dpa" else replace(base, parent=base.name, **METHODS[method])
+            name = f"{base.name}_{method}".removesuffix("_dpa")
+            tables = tuple(table for table, rows in TABLES.items() if name in rows)
+            tables = tables or ((BEYOND,) if base.llm in LLMS.values() else ())
+            files = base.captions if base.caption_count is None else ()
+            note = "\n".join(NOTES[key] for key in (*tables, base.llm, *files, base.name) if key in NOTES)
+            recipes[name] = replace(own, name=name, tables=tables, note=note)
+        return recipes[base.name]
 
-    def add_methods(dpa: Recipe) -> None:
-        """Table 1's other methods, and PMO and CMO alone, on the same LLM and captions."""
-        for method, switches in METHODS.items():
-            if method != "dpa":
-                add(replace(dpa, name=f"{dpa.name}_{method}", parent=dpa.name, **switches))
+    def vary(parent: Recipe, name: str, *methods: str, family: str = "", **changed: Any) -> Recipe:
+        """A recipe that differs from its parent in what is given; its own family, unless one is given."""
+        return add(replace(parent, name=name, parent=parent.name, family=family or name, **changed), *methods)
 
-    # Table 1: three LLMs x three caption sets. The name of a set is the file its authors publish.
+    others = tuple(method for method in METHODS if method != "dpa")
     first = Recipe(
-        name="qwen2.5-7b_sharegpt4v",
+        name=QWEN,
         parent=None,
         llm=LLMS["qwen2.5-7b"],
-        vision_tower="openai/clip-vit-large-patch14-336",  # released scripts; the paper says CLIP ViT-L/14
-        captions=CAPTION_SETS["sharegpt4v"],
-        instructions="Cambrian737k.jsonl",  # paper
-        family="qwen2.5-7b_sharegpt4v",
+        vision_tower="openai/clip-vit-large-patch14-336",
+        captions=(CAPTION_SETS["sharegpt4v"],),
+        instructions="Cambrian737k.jsonl",
+        activation_checkpointing=True,
+        bf16=True,
+        num_workers=4,
+        family=QWEN,
     )
-    for llm, llm_id in LLMS.items():
-        for captions, file in CAPTION_SETS.items():
-            name = f"{llm}_{captions}"
-            add_methods(
-                add(
-                    first
-                    if name == first.name
-                    else replace(first, name=name, parent=first.name, llm=llm_id, captions=file, family=name)
-                )
-            )
+    add(first, *others)
+    for llm in (*TABLE_LLMS, "vicuna-7b"):  # Table 1 and Fig. 1a: every LLM on ShareGPT4V-PT, then on the other sets
+        own = {"image_scale": "embedding", "attention": "eager"} if llm == "gemma-2-9b" else {}
+        own = {"chat_template": "vicuna"} if llm == "vicuna-7b" else own
+        name = f"{llm}_sharegpt4v"
+        parent = first if name == QWEN else vary(first, name, *others, llm=LLMS[llm], **own)
+        for captions in ("blip-lcs",) if llm == "vicuna-7b" else ("blip-lcs", "pixmo-cap"):
+            vary(parent, f"{llm}_{captions}", *others, captions=(CAPTION_SETS[captions],))
+    blip = recipes[QWEN_BLIP]
+    for size in SIZES:  # Tables 3, 13
+        vary(blip, f"qwen2.5-{size}_blip-lcs", *others, llm=LLMS[f"qwen2.5-{size}"])
+    for percent in PERCENTS:  # Tables 4, 14
+        vary(first, f"{QWEN}_data-{percent}", "vanilla", fraction=percent / 100)
+    for rank in (128, 512):  # Tables 6, 15
+        vary(blip, f"{QWEN_BLIP}_lora-{rank}", lora_rank=rank, lora_alpha=2 * rank)
+    vary(blip, f"{QWEN_BLIP}_no-lora", lora_rank=None)
+    vary(blip, f"{QWEN_BLIP}_init-proxy", family=QWEN_BLIP, instruct_from="proxy")  # Tables 7, 16
+    files = tuple(CAPTION_SETS.values())
+    vary(blip, "qwen2.5-7b_mixed", "vanilla", captions=files, caption_count=200_000)  # Table 8
+    for stage in STAGES[1:]:  # Table 11
+        vary(blip, f"{QWEN_BLIP}_cmo-{stage}", family=QWEN_BLIP, weighted_stages=(stage,))
+    for bounds, (low, high) in BOUNDS.items():  # Table 12
+        vary(blip, f"{QWEN_BLIP}_{bounds}", family=QWEN_BLIP, weighting=Weighting("cmo", low, high))
+    longer = replace(first.instruct_stage, max_length=4096)
+    vary(first, f"{QWEN}_anyres", "vanilla", family=QWEN, anyres=True, instruct_stage=longer)
 
     # The laptop lab: the same three stages on shipped foundations. Learning rates and steps are the lab's own.
     lab = Recipe(
@@ -116,7 +273,7 @@ def _recipes() -> dict[str, Recipe]:
         parent=None,
         llm="lab",
         vision_tower="lab",
-        captions="lab/ornate",
+        captions=("lab/ornate",),
         instructions="lab/questions",
         lora_rank=32,
         lora_alpha=64,
@@ -125,30 +282,24 @@ def _recipes() -> dict[str, Recipe]:
         instruct_stage=StageSettings(1e-3, global_batch=16, max_steps=900, max_length=2048),
         family="lab_ornate",
     )
+    add(lab, *others)
     for style in LAB_STYLES:
-        name = f"lab_{style}"
-        add_methods(
-            add(
-                lab
-                if name == lab.name
-                else replace(lab, name=name, parent=lab.name, captions=f"lab/{style}", family=name)
-            )
-        )
-
+        if style != "ornate":
+            vary(lab, f"lab_{style}", *others, captions=(f"lab/{style}",))
     # Real records with small models: the file formats at a laptop's scale. Pass --llm, --vision-tower and the data.
     small = replace(
         lab,
         name="small",
         llm="",
         vision_tower="",
-        captions="",
+        captions=(),
         instructions="",
         family="small",
         proxy_stage=StageSettings(1e-3, global_batch=32, epochs=2.0),
         connector_stage=StageSettings(2e-3, global_batch=32, epochs=3.0),
         instruct_stage=StageSettings(5e-4, global_batch=16, epochs=3.0, max_length=2048),
     )
-    add_methods(add(small))
+    add(small, *others)
     return recipes
 
 
@@ -163,37 +314,90 @@ def recipe(name: str) -> Recipe:
         import difflib
 
         near = difflib.get_close_matches(name, RECIPES, n=3)
-        hint = (
-            f"did you mean {' or '.join(near)}?"
-            if near
-            else f"there are {', '.join(sorted({r.family for r in RECIPES.values()}))}"
-        )
+        families = ", ".join(sorted({r.family for r in RECIPES.values()}))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {families};"
         raise InputError(f"unknown recipe {name!r}; {hint} `python -m dpa.recipes` lists all") from None
+
+
+def text(value: Any) -> str:
+    """A value as a person writes it."""
+    if isinstance(value, Weighting):
+        return value.rule if value.rule == "none" else f"{value.rule} [{value.low:g}, {value.high:g}]"
+    if isinstance(value, tuple):
+        return " + ".join(value) or "(give it)"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return f"{value:g}" if isinstance(value, float) else str(value) or "(give it)"
+
+
+def title(table: str) -> str:
+    return f"Table {table}" if table.isdigit() else table
+
+
+def shown(chosen: Recipe, plan: dict[str, Any]) -> str:
+    """A recipe for reading: its values and where they stand, stage by stage, and the plan of `dpa.costs`."""
+    from dpa.costs import report
+
+    def rows(values: dict[str, Any], stage: Stage | None = None) -> list[str]:
+        return [f"  {k:<26}{text(v):<46}  {source_of(chosen, k, stage)}" for k, v in values.items()]
+
+    changed = ", ".join(f"{name} {text(value)}" for name, value in changes(chosen).items())
+    lines = [f"{chosen.name}: as {chosen.parent}, but {changed}" if chosen.parent else chosen.name]
+    lines += [f"reported in: {', '.join(map(title, chosen.tables)) or 'none, ours'}", ""]
+    unused = {"lora_alpha"} if chosen.lora_rank is None else set()
+    unused |= set() if chosen.proxy else {"lora_rank", "lora_alpha", "instruct_from"}
+    lines += rows({name: value for name, value in flat(chosen).items() if "." not in name and name not in unused})
+    for stage in chosen.stages:
+        lines += ["", f"stage {stage}", f"  {'weighting':<26}{text(chosen.weighting_of(stage)):<46}  as above"]
+        lines += rows(asdict(chosen.settings(stage)), stage)
+    lines += ["", *report(plan)]
+    return "\n".join([*lines, "", "note", *(f"  {line}" for line in chosen.note.split("\n"))] if chosen.note else lines)
+
+
+def as_json(chosen: Recipe, plan: dict[str, Any]) -> str:
+    """The same as one JSON object: recipe, sources, stages, batch, estimate."""
+    stages = {
+        stage: {name: {"value": v, "source": source_of(chosen, name, stage)} for name, v in values.items()}
+        | {"weighting": {"value": asdict(chosen.weighting_of(stage)), "source": source_of(chosen, "weighting")}}
+        for stage, values in ((stage, asdict(chosen.settings(stage))) for stage in chosen.stages)
+    }
+    sources = {name: source_of(chosen, name) for name in flat(chosen) if "." not in name}
+    return json.dumps({"recipe": asdict(chosen), "sources": sources, "stages": stages, **plan}, indent=2)
+
+
+def listing(only: str | None) -> str:
+    """The recipes under the tables that report them, each with what it changes against its parent."""
+    groups = {**TABLES, BEYOND: tuple(r.name for r in RECIPES.values() if r.tables == (BEYOND,))}
+    groups |= {own: tuple(name for name in RECIPES if name.startswith(own)) for own in ("lab", "small")}
+    if only is not None and only not in groups:
+        raise InputError(f"no table {only!r}; there are {', '.join(groups)}")
+    lines = []
+    for group in [only] if only else groups:
+        lines += [title(group)]
+        for name in groups[group]:
+            told = ", ".join(f"{k} {text(v)}" for k, v in changes(RECIPES[name]).items())
+            lines.append(f"  {name:<37} {f'as {RECIPES[name].parent}: {told}' if told else 'a first row'}")
+    return "\n".join(lines)
 
 
 @command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.recipes", description=__doc__.split("\n")[0])
-    parser.add_argument("--show", metavar="R", help="print the resolved configuration of one recipe as JSON")
+    parser.add_argument("--show", metavar="R", help="one recipe: every value, where it stands, batches, cost")
+    parser.add_argument("--json", action="store_true", help="with --show: as one JSON object")
+    parser.add_argument("--table", metavar="N", help='only the recipes of a table: 1 to 16, "Fig. 1a", lab, small')
+    parser.add_argument("--gpus", type=int, help="share the batch among N devices (default: 8; the lab: 1)")
+    parser.add_argument("--gpu", choices=("h100", "h200", "a100"), default="h100", help="for the estimate")
+    parser.add_argument("--mfu", type=float, default=0.4, help="share of the peak assumed in the estimate")
     options = parser.parse_args(arguments)
-    if options.show:
-        try:
-            print(json.dumps(asdict(recipe(options.show)), indent=2))
-        except InputError as error:
-            parser.exit(2, f"error: {error}\n")
+    if options.show is None:
+        print(listing(options.table))
         return 0
-    for row in RECIPES.values():
-        parent = RECIPES.get(row.parent or "")
-        changes = {k: v for k, v in asdict(row).items() if parent is None or v != asdict(parent)[k]}
-        shown = {
-            k: v["rule"] if k == "weighting" else v
-            for k, v in changes.items()
-            if k not in ("name", "parent", "family") and not k.endswith("_stage")
-        }
-        print(
-            f"{row.name:<34} {'' if parent is None else 'as ' + parent.name + ', '}"
-            + ", ".join(f"{k} {v}" for k, v in shown.items())
-        )
+    from dpa.costs import plan
+
+    chosen = recipe(options.show)
+    gpus = options.gpus if options.gpus is not None else 8 if chosen.llm in LLMS.values() else 1
+    print((as_json if options.json else shown)(chosen, plan(chosen, gpus, options.gpu, options.mfu)))
     return 0
 
 
