@@ -12,6 +12,11 @@ class InputError(ValueError):
     """Bad input; the message names the file, the record and the fix."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, in one line of at most 200 characters."""
+    return str(error).strip().split("\n")[0][:200]
+
+
 def command(main: Callable[..., int]) -> Callable[..., int]:
     """A command's `main` that prints an InputError, or a disk that is full or read-only, as one line and returns 2."""
 

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from dpa.blind import blind_label_scores, label_scores
+from dpa.errors import InputError
 from dpa.methods import Weighting
 from dpa.weighting import scored_slots, weights
 
@@ -29,7 +31,8 @@ class BatchLoss:
     total: Tensor
     num_items: int
     nll: Tensor  # unweighted negative log-likelihood per label token, nats, without gradient: comparable between rules
-    at_bounds: Tensor  # share of label tokens whose relevance was clipped, without gradient
+    at_low: Tensor  # share of label tokens whose relevance was clipped at the lower bound, without gradient
+    at_high: Tensor  # at the upper
     relevance: Tensor  # mean seen minus blind score of the label tokens, without gradient
 
     @property
@@ -57,12 +60,38 @@ def text_model(model: torch.nn.Module) -> torch.nn.Module:
 
 
 def _softcap(model: torch.nn.Module) -> float | None:
-    """Gemma-2's final cap where transformers leaves it out: inside LLaVA. A causal LM's own forward applies it.
+    """Gemma-2's final cap where transformers leaves it out: inside LLaVA and LLaVA-NeXT. A causal LM's forward applies it.
 
     Reference: the released CMO path drops the cap; vanilla training with the released code keeps it. We keep it, since
     the probabilities that the weights compare are those the LLM was trained with.
     """
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
+
+
+def num_image_features(config: Any, num_images: int, image_sizes: Tensor | None = None) -> int:
+    """How many features a LLaVA model makes of pictures; image_sizes [I, 2] are (height, width), needed for AnyRes alone."""
+    if not hasattr(config, "image_grid_pinpoints"):
+        return num_images * config.image_seq_length
+    from transformers.models.llava_next.modeling_llava_next import get_anyres_image_grid_shape, unpad_image
+
+    vision, total = config.vision_config, 0
+    side = vision.image_size // vision.patch_size
+    for size in [] if image_sizes is None else image_sizes.tolist():
+        rows, columns = get_anyres_image_grid_shape(size, config.image_grid_pinpoints, vision.image_size)
+        _, height, width = unpad_image(torch.empty(1, rows * side, columns * side, device="meta"), size).shape
+        total += side * side + height * (width + 1)
+    return total
+
+
+def _refuse_other_count(config: Any, batch: Mapping[str, Tensor]) -> None:
+    """InputError when the batch's image tokens are not as many as the features of its pictures."""
+    tokens = int((batch["input_ids"] == config.image_token_id).sum())
+    pictures = len(batch["pixel_values"]) if "pixel_values" in batch else 0
+    features = num_image_features(config, pictures, batch.get("image_sizes"))
+    if tokens != features:
+        raise InputError(
+            f"batch: {tokens} image tokens for the {features} image features of {pictures} pictures; give every picture its own tokens and let no cut (max_length) go through them"
+        )
 
 
 def batch_loss(
@@ -72,7 +101,9 @@ def batch_loss(
 
     model: a LLaVA model or a causal LM, possibly wrapped for data parallel (then `unwrapped` is the module inside).
     batch: attention_mask [B, L], labels [B, L] (-100: unsupervised, image positions included) and either input_ids
-    [B, L] (with pixel_values [I, 3, S, S] if there are images) or inputs_embeds [B, L, H] with image_mask [B, L].
+    [B, L] (with pixel_values [I, 3, S, S] if there are images; AnyRes: [I, P, 3, S, S], pictures with fewer tiles padded,
+    and image_sizes [I, 2], height and width) or inputs_embeds [B, L, H] with image_mask [B, L].
+    InputError when there are not as many image tokens as image features.
     """
     inner = unwrapped if unwrapped is not None else model
     labels, attention_mask = batch["labels"], batch["attention_mask"]
@@ -80,19 +111,31 @@ def batch_loss(
     supervised = targets != IGNORE  # (B, T)
     contrastive = weighting.rule != "none"
     scored = scored_slots(supervised, weighting.form) if contrastive else supervised
-    inputs = {key: batch[key] for key in ("input_ids", "inputs_embeds", "pixel_values") if key in batch}
-    outputs = model(
-        **inputs, attention_mask=attention_mask, use_cache=False, logits_to_keep=torch.nn.functional.pad(scored, (0, 1))
-    )
+    inputs = {key: batch[key] for key in ("input_ids", "inputs_embeds", "pixel_values", "image_sizes") if key in batch}
     is_llava = hasattr(inner.config, "image_token_id") and hasattr(inner.config, "text_config")
+    if is_llava and "input_ids" in batch and "pixel_values" not in batch:
+        _refuse_other_count(inner.config, batch)  # transformers would take the image token's embedding for a feature
+    try:
+        outputs = model(
+            **inputs,
+            attention_mask=attention_mask,
+            use_cache=False,
+            logits_to_keep=torch.nn.functional.pad(scored, (0, 1)),
+        )
+    except ValueError:
+        if is_llava and "input_ids" in batch:
+            _refuse_other_count(inner.config, batch)
+        raise
     seen = label_scores(outputs.logits, targets[scored].clamp(min=0), _softcap(inner) if is_llava else None)
     nll = -seen.log_p[supervised[scored]]  # (N,)
 
     zero = nll.new_zeros(())
     if not contrastive:
-        return BatchLoss(nll.sum(), num_items(labels, weighting), nll.detach().mean(), zero, zero)
+        return BatchLoss(nll.sum(), num_items(labels, weighting), nll.detach().mean(), zero, zero, zero)
 
     decoder = text_model(inner)
+    if hasattr(inner, "unshard"):  # FSDP2 may have sharded embeddings and head again after the forward they belong to
+        inner.unshard()
     image_mask = (
         batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
     )
@@ -118,11 +161,13 @@ def batch_loss(
         relevance[scored] = difference
         weight = weights(relevance, supervised, weighting)
         label_relevance = relevance[supervised]
-        at_bounds = ((label_relevance <= weighting.low) | (label_relevance >= weighting.high)).float().mean()
+        at_low = (label_relevance <= weighting.low).float().mean()
+        at_high = (label_relevance >= weighting.high).float().mean()
     return BatchLoss(
         (weight[supervised] * nll).sum(),
         num_items(labels, weighting),
         nll.detach().mean(),
-        at_bounds,
+        at_low,
+        at_high,
         label_relevance.mean(),
     )

@@ -60,6 +60,12 @@ def tiny_llm(family: str, *, vocab_size: int = 97, seed: int = 0, tied: bool = F
             "sliding_window": 256,
             "query_pre_attn_scalar": 8,
         }
+    if family == "gemma3_text":
+        fields |= {
+            "sliding_window": 256,
+            "query_pre_attn_scalar": 8,
+            "layer_types": ["sliding_attention", "full_attention"],
+        }
     torch.manual_seed(seed)
     config = AutoConfig.for_model(family, **fields)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation="eager").eval()
