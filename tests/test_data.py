@@ -7,9 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from dpa import model as models
-from dpa.data import Collator, Samples, check_images, encode_chat, open_image, read_records
+from dpa import processing
+from dpa.corpus import read_records
+from dpa.data import Collator, Samples, encode_chat
 from dpa.errors import InputError
+from dpa.images import open_image
 from tests.conftest import tiny_tower
 
 
@@ -44,7 +46,7 @@ def images(tmp_path) -> Path:
 
 @pytest.fixture(scope="module")
 def processor(lab_tokenizer):
-    return models.build_processor(lab_tokenizer, tiny_tower())
+    return processing.build_processor(lab_tokenizer, tiny_tower())
 
 
 BAD_FILES = {
@@ -128,18 +130,12 @@ def test_a_bad_image_is_named(images, name):
     assert BAD_IMAGES[name] in str(error.value) and "data.json record 4 (id '7')" in str(error.value)
 
 
-def test_images_are_checked_before_training(tmp_path, images):
-    records = read_records(write(tmp_path / "d.json", [record(), record(image="truncated.jpg", id="9")]), "pair")
-    with pytest.raises(InputError, match=r"record 2 \(id '9'\).*truncated.jpg is broken"):
-        check_images(records, images)
-
-
 def test_pair_view(tmp_path, images, processor):
-    samples = Samples(read_records(write(tmp_path / "d.json", [record()]), "pair"), "pair", processor, images=images)
+    samples = Samples(read_records(write(tmp_path / "d.json", [record()]), "pair", images), "pair", processor)
     sample = samples[0]
     ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
     image_id = samples.image_token_id
-    assert ids.count(image_id) == samples.num_image_tokens == 9
+    assert ids.count(image_id) == samples.num_image_tokens(None) == 9
     assert sample["pixel_values"].shape == (3, 24, 24)
     supervised = [token for token in labels if token != -100]
     assert processor.tokenizer.decode(supervised) == "a red ball\n"
@@ -150,7 +146,7 @@ def test_text_view_tells_the_same_tokens_as_the_pair_view(tmp_path, images, proc
     """Stage 1 must fit the very tokens that stage 2 predicts."""
     file = write(tmp_path / "d.json", [record()])
     text = Samples(read_records(file, "text"), "text", processor.tokenizer)[0]["input_ids"].tolist()
-    pair = Samples(read_records(file, "pair"), "pair", processor, images=images)[0]
+    pair = Samples(read_records(file, "pair", images), "pair", processor)[0]
     assert text[1:] == [token for token in pair["labels"].tolist() if token != -100]
 
 
@@ -170,7 +166,7 @@ def test_chat_view_supervises_the_answers(tmp_path, processor):
 
 def test_a_text_only_record_trains_in_stage_three(tmp_path, processor):
     row = {"id": "1", "conversations": [{"from": "human", "value": "what is red"}, {"from": "gpt", "value": "yes"}]}
-    samples = Samples(read_records(write(tmp_path / "d.json", [row]), "chat"), "chat", processor, images=tmp_path)
+    samples = Samples(read_records(write(tmp_path / "d.json", [row]), "chat", tmp_path), "chat", processor)
     assert "pixel_values" not in samples[0]
     assert samples.image_token_id not in samples[0]["input_ids"]
 
@@ -185,15 +181,15 @@ def test_a_template_that_rewrites_history_is_refused(tmp_path, processor):
         encode_chat(item, Rewriting(), "<image>")
 
 
-def test_long_samples_are_cut_and_counted(tmp_path, images, processor):
+def test_long_samples_are_cut(tmp_path, images, processor):
     samples = Samples(
-        read_records(write(tmp_path / "d.json", [record(caption="ball " * 100)]), "pair"),
+        read_records(write(tmp_path / "d.json", [record(caption="ball " * 100)]), "pair", images),
         "pair",
         processor,
-        images=images,
         max_length=30,
     )
-    assert len(samples[0]["input_ids"]) == 30 and samples.num_cut == 1
+    record_, encoded = samples.records[0], samples.encode(samples.records[0])
+    assert len(encoded.ids) > 100 and len(samples.cut(record_, encoded).ids) == len(samples[0]["input_ids"]) == 30
     samples.max_length = 8  # nothing but image tokens is left
     with pytest.raises(InputError, match="no supervised token is left within 8 tokens"):
         samples[0]
@@ -213,7 +209,7 @@ HOSTILE_CAPTIONS = [
 @pytest.mark.parametrize("caption", HOSTILE_CAPTIONS, ids=lambda c: ascii(c[:8]))
 def test_hostile_captions_keep_their_labels(tmp_path, images, processor, caption):
     samples = Samples(
-        read_records(write(tmp_path / "d.json", [record(caption=caption)]), "pair"), "pair", processor, images=images
+        read_records(write(tmp_path / "d.json", [record(caption=caption)]), "pair", images), "pair", processor
     )
     sample = samples[0]
     assert (sample["labels"] != -100).sum() > 0
@@ -222,7 +218,7 @@ def test_hostile_captions_keep_their_labels(tmp_path, images, processor, caption
 
 def test_collator_pads_at_the_right(tmp_path, images, processor):
     rows = [record(), record(caption="a red ball and a very small blue cube", id="8")]
-    samples = Samples(read_records(write(tmp_path / "d.json", rows), "pair"), "pair", processor, images=images)
+    samples = Samples(read_records(write(tmp_path / "d.json", rows), "pair", images), "pair", processor)
     batch = Collator(0)([samples[0], samples[1]])
     n = len(samples[0]["input_ids"])
     assert batch["attention_mask"][0].tolist() == [1] * n + [0] * (batch["input_ids"].shape[1] - n)
@@ -233,7 +229,7 @@ def test_collator_pads_at_the_right(tmp_path, images, processor):
 
 def test_the_picture_is_padded_to_a_square(images, processor, tmp_path):
     """A 40 x 20 red picture becomes bands of the mean colour around red, not a crop of red alone."""
-    samples = Samples(read_records(write(tmp_path / "d.json", [record()]), "pair"), "pair", processor, images=images)
+    samples = Samples(read_records(write(tmp_path / "d.json", [record()]), "pair", images), "pair", processor)
     pixels = samples[0]["pixel_values"]
     assert not torch.allclose(pixels[:, 0, 12], pixels[:, 12, 12], atol=0.1)
 
