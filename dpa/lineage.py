@@ -13,6 +13,7 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
+from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 
@@ -22,11 +23,29 @@ LINEAGE = "lineage.json"
 # weights (.bin for the CLIP towers that have no other; transformers loads it with weights_only), settings, tokenizer
 HUB_FILES = ["*.safetensors", "pytorch_model*.bin", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer.json", "tokenizer.model", "*.jinja")
-PACKAGES = ("torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "pillow")
+PACKAGES = (
+    "torch",
+    "transformers",
+    "peft",
+    "accelerate",
+    "datasets",
+    "deepspeed",
+    "flash-attn",
+    "tokenizers",
+    "safetensors",
+    "numpy",
+    "pillow",
+)
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file's bytes, hexadecimal."""
+    """SHA-256 of a file's bytes, hexadecimal; a file that has not been touched since is not read again."""
+    status = path.stat()
+    return _file_hash(path, status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@lru_cache(maxsize=4096)
+def _file_hash(path: Path, *status: int) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -41,6 +60,14 @@ def folder_hash(folder: Path) -> str:
     if not files:
         raise InputError(f"{folder}: no model files here; give the folder that holds config.json")
     for path in files:
+        digest.update(f"{path.name} {file_hash(path)}\n".encode())
+    return digest.hexdigest()
+
+
+def tokenizer_hash(folder: Path) -> str:
+    """SHA-256 of what decides a model folder's token ids: its tokenizer, whatever else the folder holds."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("tokenizer*")) + sorted(folder.glob("merges.txt")) + sorted(folder.glob("*.jinja")):
         digest.update(f"{path.name} {file_hash(path)}\n".encode())
     return digest.hexdigest()
 

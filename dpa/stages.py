@@ -16,21 +16,26 @@ from pathlib import Path
 from typing import Any
 
 from dpa.errors import InputError
-from dpa.lineage import file_hash, folder_hash, is_complete, local_model, read_lineage
+from dpa.inputs import stage_sources
+from dpa.lineage import file_hash, folder_hash, is_complete, local_model, read_lineage, tokenizer_hash
 from dpa.methods import Stage
+from dpa.readers import source_hash
 from dpa.recipes import Recipe
 
-WEIGHTS = {"proxy": "adapter_model.safetensors", "connector": "connector.safetensors"}  # what a later stage builds on
 # TrainingArguments that cannot change a weight beyond rounding: a resumed run may give them anew.
 HARMLESS = (
     *("save_", "logging_", "disable_tqdm", "report_to", "run_name", "hub_", "push_to_hub", "ddp_timeout"),
     *("dataloader_num_workers", "dataloader_pin_memory", "dataloader_prefetch_factor", "dataloader_persistent_workers"),
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
+    *("use_cpu", "ddp_", "fsdp", "deepspeed", "activation_checkpointing", "local_rank", "project", "tf32"),
 )
 # Names of TrainingArguments for the settings of a recipe.
 NAMES = {"num_train_epochs": "epochs", "warmup_steps": "warmup", "lr_scheduler_type": "schedule"}
 # The sources that decide what a stage learns.
-SOURCES = ("blind.py", "data.py", "loss.py", "methods.py", "model.py", "trainer.py", "weighting.py")
+SOURCES = (
+    *("blind.py", "corpus.py", "data.py", "images.py", "loss.py", "methods.py", "model.py", "processing.py"),
+    *("readers.py", "trainer.py", "weighting.py"),
+)
 
 
 def stage_folder(output: Path, chosen: Recipe, stage: Stage, seed: int) -> Path:
@@ -63,69 +68,76 @@ def seed_of(rest: Sequence[str]) -> int:
 
 def changed_settings(chosen: Recipe, stage: Stage, rest: Sequence[str]) -> dict:
     """The stage's settings with what the command line changes of them; what it repeats or cannot matter is left out."""
-    settings = dataclasses.asdict(chosen.settings(stage))
+    settings = dataclasses.asdict(chosen.settings(stage)) | {"bf16": chosen.bf16}
+    del settings["micro_batch"]  # accumulation fills up to the global batch, whatever it is
     given = given_arguments(rest)
+    if (strategy := given.get("train_sampling_strategy")) in ("group_by_length", "random"):
+        settings["group_by_length"] = strategy == "group_by_length"
     for name, text in sorted(given.items()):
-        if not name.startswith(HARMLESS):
+        if not name.startswith(HARMLESS) and name != "train_sampling_strategy":
             try:
                 value = json.loads(text.lower())
             except json.JSONDecodeError:
                 value = text
             settings[NAMES.get(name, name)] = value
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    share = settings["global_batch"] // processes
+    micro = int(given.get("per_device_train_batch_size", min(chosen.settings(stage).micro_batch or share, share)))
     if "gradient_accumulation_steps" in given:
-        micro = int(given.get("per_device_train_batch_size", settings["global_batch"]))
-        settings["global_batch"] = (
-            micro * int(given["gradient_accumulation_steps"]) * int(os.environ.get("WORLD_SIZE", 1))
-        )
-    if stage != "proxy" and chosen.weighting.rule != "none" and chosen.weighting.form == "released":
+        settings["global_batch"] = micro * int(given["gradient_accumulation_steps"]) * processes
+    weighting = chosen.weighting_of(stage)
+    if weighting.rule != "none" and weighting.form == "released":
         # the released form normalises within the micro-batch, so its size decides the loss
-        settings["micro_batch"] = int(given.get("per_device_train_batch_size", settings["global_batch"]))
+        settings["micro_batch"] = micro
     return settings
-
-
-def data_source(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> tuple[Path, Path]:
-    """(data file, image folder) of a stage; the lab's are made if absent. Without --images: the data file's folder."""
-    if stage == "instruct":
-        name, images = chosen.instructions, flags.instruct_images
-    else:
-        name, images = chosen.captions, flags.images
-    if name.startswith("lab/"):
-        from dpa.lab.dataset import ensure
-
-        return ensure(flags.output, name)
-    file = Path(name)
-    if not file.is_file():
-        which = "--instruct-data" if stage == "instruct" else "--data"
-        raise InputError(f"{file}: no such file; give the records of stage {stage} with {which}")
-    return file, images if images is not None else file.parent
 
 
 def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequence[str]) -> dict:
     """What decides a stage's result: settings, models, data, and the parents' weights as far as they are there."""
     seed, settings = seed_of(rest), changed_settings(chosen, stage, rest)
-    file, _ = data_source(chosen, stage, flags)
-    lineage: dict[str, Any] = {"stage": stage, "seed": seed, "llm": folder_hash(local_model(chosen.llm, "llm"))}
+    llm = local_model(chosen.llm, "llm")
+    lineage: dict[str, Any] = {"stage": stage, "seed": seed, "llm": folder_hash(llm), "tokenizer": tokenizer_hash(llm)}
+    lineage["names"] = {"llm": chosen.llm, "tokenizer": chosen.llm}
+    settings |= {"fraction": chosen.fraction}
+    if stage != "instruct":
+        settings |= {"caption_count": chosen.caption_count}
     if stage == "proxy":
-        lineage["settings"] = settings | {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
+        settings |= {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
     else:
-        lineage["settings"] = settings | {"weighting": dataclasses.asdict(chosen.weighting)}
+        settings |= {"weighting": dataclasses.asdict(chosen.weighting_of(stage)), "anyres": chosen.anyres}
+        settings |= {"image_scale": chosen.image_scale} if stage == "connector" else {"llm": chosen.instruct_from}
+        settings |= {"chat_template": chosen.chat_template} if stage == "instruct" else {}
         lineage["vision_tower"] = folder_hash(local_model(chosen.vision_tower, "tower"))
-    lineage["data"] = {file.name: file_hash(file)}
-    found = {parent: stage_folder(flags.output, chosen, parent, seed) for parent in parents(chosen, stage)}
-    lineage["parents"] = {
-        parent: file_hash(folder / WEIGHTS[parent]) for parent, folder in found.items() if is_complete(folder)
-    }
+        lineage["names"]["vision_tower"] = chosen.vision_tower
+    lineage["settings"] = settings
+    lineage["data"] = {Path(source).name: source_hash(source) for source in stage_sources(chosen, stage, flags)[0]}
+    lineage["parents"] = {}
+    for parent in parents(chosen, stage):
+        folder = stage_folder(flags.output, chosen, parent, seed)
+        if is_complete(folder):
+            lineage["parents"][parent] = weights_hash(folder)
+            lineage["names"][parent] = str(folder)
     lineage["sources"] = hashlib.sha256(
         "".join(file_hash(Path(__file__).parent / s) for s in SOURCES).encode()
     ).hexdigest()
     return lineage
 
 
+def weights_hash(folder: Path) -> str:
+    """SHA-256 of the weights that a finished stage hands on: its adapter or connector, else all of a model's files."""
+    for name in ("adapter_model.safetensors", "connector.safetensors"):
+        if (folder / name).is_file():
+            return file_hash(folder / name)
+    return folder_hash(folder)
+
+
 def parents(chosen: Recipe, stage: Stage) -> tuple[Stage, ...]:
     """The stages that a stage builds on."""
     if stage == "connector":
         return ("proxy",) if chosen.proxy else ()
-    return ("connector",) if stage == "instruct" else ()
+    if stage == "instruct":
+        return ("connector", "proxy") if chosen.instruct_from == "proxy" else ("connector",)
+    return ()
 
 
 def finished_parents(chosen: Recipe, stage: Stage, output: Path, seed: int) -> dict[Stage, Path]:
@@ -156,7 +168,7 @@ def finished(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequ
 
 
 def refuse_other(made: dict, wanted: dict, folder: Path) -> None:
-    for part in ("seed", "settings", "llm", "vision_tower", "data"):
+    for part in ("seed", "settings", "llm", "tokenizer", "vision_tower", "data"):
         if made.get(part) != wanted.get(part):
             raise InputError(
                 f"{folder}: was made with other {part} ({_short(made.get(part), wanted.get(part))}) than asked for now ({_short(wanted.get(part), made.get(part))}); delete it or choose another --output"
@@ -176,13 +188,21 @@ def _short(value, other) -> str:
 
 
 def refuse_foreign_parents(chosen: Recipe, stage: Stage, flags: argparse.Namespace, lineage: dict) -> dict[Stage, Path]:
-    """The folders of the parents. InputError for one that was made for another LLM or tower."""
+    """The folders of the parents. InputError for one that was made for another LLM, tokenizer, tower or proxy."""
     found = finished_parents(chosen, stage, flags.output, lineage["seed"])
     for parent, folder in found.items():
         made = read_lineage(folder)
-        for part in ("llm", "vision_tower"):
-            if part in made and made[part] != lineage.get(part):
+        wanted = {part: lineage[part] for part in ("llm", "tokenizer", "vision_tower") if part in lineage}
+        names = dict(lineage["names"])
+        if parent == "connector" and chosen.proxy:
+            proxy = stage_folder(flags.output, chosen, "proxy", lineage["seed"])
+            if is_complete(proxy):  # it may have been thrown away, as the paper does
+                wanted["proxy"], names["proxy"] = weights_hash(proxy), str(proxy)
+        known = made | made.get("parents", {})
+        for part, digest in wanted.items():
+            if part in known and known[part] != digest:
+                before = made.get("names", {}).get(part, "unknown")
                 raise InputError(
-                    f"{folder}: this {parent} was made with another {part} ({made[part][:12]}) than the one given ({lineage[part][:12]}); train it again or give the same one"
+                    f"{folder}: this {parent} was made for the {part} {before} ({known[part][:12]}), not for {names[part]} ({digest[:12]}); train it again, or give the one it was made for"
                 )
     return found

@@ -6,7 +6,8 @@
 Stages: `proxy` fits the LLM to the caption text (LoRA), `connector` trains the connector on the frozen proxy (or, in
 recipes without one, on the frozen base LLM), `instruct` trains connector and original LLM on instructions. A finished
 stage stands in `OUTPUT/RECIPE/STAGE` and is not run again; one that was cut short resumes from its last checkpoint.
-Every argument of transformers' TrainingArguments is accepted too and wins over the recipe.
+Every argument of transformers' TrainingArguments is accepted too and wins over the recipe. On several GPUs: torchrun or
+accelerate launch, with the configurations in `dpa/launch/`.
 """
 
 from __future__ import annotations
@@ -20,12 +21,15 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from dpa.arguments import add_recipe_flags, resolve, stages_of
+from dpa.card import write_card
 from dpa.errors import InputError, command
+from dpa.inputs import LEFT_OUT, LeftOut, find_left_out, stage_corpus
 from dpa.lineage import (
     LINEAGE,
     local_model,
@@ -33,10 +37,10 @@ from dpa.lineage import (
     without_secrets,
     write_json,
 )
-from dpa.methods import STAGES, Stage
-from dpa.recipes import Recipe, recipe
+from dpa.methods import Stage
+from dpa.readers import VIEWS
+from dpa.recipes import Recipe
 from dpa.stages import (
-    data_source,
     finished,
     finished_parents,
     given_arguments,
@@ -47,54 +51,28 @@ from dpa.stages import (
     stage_lineage,
 )
 
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
 SETTINGS = "settings.json"
 
 
 def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
     """(our flags, the rest for TrainingArguments)."""
     parser = argparse.ArgumentParser(
-        prog="python -m dpa.train", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m dpa.train",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
-    parser.add_argument("--recipe", required=True, help="a name from `python -m dpa.recipes`")
-    parser.add_argument("--stage", choices=(*STAGES, "all"), default="all")
-    parser.add_argument("--output", type=Path, default=Path("runs"), help="folder of all runs (default: runs)")
-    parser.add_argument("--llm", help="folder or hub id of the base LLM, in place of the recipe's")
-    parser.add_argument("--vision-tower", help="folder or hub id of the CLIP tower, in place of the recipe's")
-    parser.add_argument("--data", help="image-caption records (LLaVA JSON or JSON lines)")
-    parser.add_argument("--images", type=Path, help="folder that the caption records' image paths start from")
-    parser.add_argument("--instruct-data", help="instruction records (LLaVA or Cambrian)")
+    add_recipe_flags(parser)
     parser.add_argument(
-        "--instruct-images", type=Path, help="folder that the instruction records' image paths start from"
-    )
-    parser.add_argument(
-        "--weighting-form",
-        choices=("paper", "released"),
-        help="the paper's equations (default) or the released code's",
+        "--max-bad-samples",
+        type=int,
+        default=0,
+        help="how many bad (left out) or too long (cut) samples a stage may have; the stage's left_out.jsonl names them",
     )
     return parser.parse_known_args(arguments)
-
-
-def resolve(flags: argparse.Namespace) -> Recipe:
-    """The recipe with the flags' values in it."""
-    chosen = recipe(flags.recipe)
-    if flags.stage == "proxy" and not chosen.proxy:
-        raise InputError(f"recipe {chosen.name!r} has no proxy stage; its method trains the connector on the base LLM")
-    given = {
-        "llm": flags.llm,
-        "vision_tower": flags.vision_tower,
-        "captions": flags.data,
-        "instructions": flags.instruct_data,
-    }
-    chosen = dataclasses.replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    if flags.weighting_form:
-        weighting = dataclasses.replace(chosen.weighting, form=flags.weighting_form)
-        chosen = dataclasses.replace(chosen, weighting=weighting)
-    needs = {"llm": "--llm", "captions": "--data", "vision_tower": "--vision-tower", "instructions": "--instruct-data"}
-    unneeded = {"proxy": ("vision_tower", "instructions"), "connector": ("instructions",), "instruct": ("captions",)}
-    for name, flag in needs.items():
-        if name not in unneeded.get(flags.stage, ()) and not getattr(chosen, name):
-            raise InputError(f"recipe {chosen.name!r} leaves {name} open; give {flag}")
-    return chosen
 
 
 def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
@@ -102,6 +80,7 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
     from transformers import HfArgumentParser, TrainingArguments
 
     settings = chosen.settings(stage)
+    by_length = settings.group_by_length
     defaults: dict[str, Any] = {
         "output_dir": str(folder),
         "learning_rate": settings.learning_rate,
@@ -121,6 +100,11 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         "seed": 0,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
+        "ddp_find_unused_parameters": False,  # every trained weight has a gradient, see `connect_text_only`
+        "train_sampling_strategy": "group_by_length" if by_length else "random",
+        "bf16": chosen.bf16,
+        "activation_checkpointing": chosen.activation_checkpointing,
+        "dataloader_num_workers": chosen.num_workers,
     }
     if "output_dir" in given_arguments(rest):
         raise InputError("--output_dir is set by the stage; choose the folder of all runs with --output")
@@ -135,7 +119,7 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
             f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments"
         )
     batch, accumulate = namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps
-    namespace.per_device_train_batch_size = batch or settings.global_batch
+    namespace.per_device_train_batch_size = batch or settings.micro_batch or settings.global_batch
     namespace.gradient_accumulation_steps = accumulate or 1
     values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     try:
@@ -146,10 +130,13 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         raise InputError(
             f"{arguments.n_gpu} GPUs are visible to one process; start with torchrun, or set CUDA_VISIBLE_DEVICES"
         )
+    if arguments.save_total_limit == 1:
+        raise InputError("--save_total_limit 1 leaves no complete checkpoint while the next is written; give 2 or more")
     processes = max(arguments.world_size, 1)
     if accumulate is None:  # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out
         if batch is None and settings.global_batch % processes == 0:
-            arguments.per_device_train_batch_size = settings.global_batch // processes
+            share = settings.global_batch // processes
+            arguments.per_device_train_batch_size = min(settings.micro_batch or share, share)
         share = arguments.per_device_train_batch_size * processes
         if settings.global_batch % share:
             raise InputError(
@@ -159,159 +146,245 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
     return arguments
 
 
-def run_stage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: list[str]) -> Path:
-    """Train one stage unless it is finished, and return its folder. Several processes at one stage wait for each other."""
+def run_stage(
+    chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: list[str], left_out: LeftOut | None = None
+) -> Path:
+    """Train one stage unless it is finished, and return its folder. Several processes at one stage wait for each other.
+
+    left_out: what the checks found (`check_inputs`).
+    """
     from filelock import FileLock
     from transformers import set_seed
+
+    from dpa.trainer import refuse_other_engine
 
     partial = stage_folder(flags.output, chosen, stage, seed_of(rest))
     folder, partial = partial, partial.with_name(f"{partial.name}.partial")
     arguments = training_arguments(chosen, stage, partial, rest)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder.with_name(f".{stage}.lock")) if arguments.process_index == 0 else nullcontext():
-        if finished(chosen, stage, flags, rest):
-            print(f"{folder}: finished before, kept", flush=True)
+    main_process = arguments.process_index == 0
+    with FileLock(folder.with_name(f".{stage}.lock")) if main_process else nullcontext():
+        if _from_main(lambda: finished(chosen, stage, flags, rest), arguments):
+            if main_process:
+                print(f"{folder}: finished before, kept", flush=True)
             return folder
         lineage = stage_lineage(chosen, stage, flags, rest)
         found = refuse_foreign_parents(chosen, stage, flags, lineage)
-        with arguments.main_process_first(desc="opening the stage"):
-            checkpoint = _open_partial(partial, lineage, clean=arguments.process_index == 0)
+        left_out = left_out or LeftOut()
+        checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out), arguments)
         set_seed(arguments.seed)
         start = time.time()
-        trainer, export = _build(chosen, stage, found, flags, arguments)
-        how = f"resuming from {checkpoint.name}" if checkpoint else "training"
-        print(f"{folder}: {how}, {len(trainer.train_dataset)} records", flush=True)
+        trainer, export, about = _build(chosen, stage, found, flags, arguments, left_out)
+        if checkpoint:
+            refuse_other_engine(checkpoint, trainer.engine())
+        if main_process:
+            how = f"resuming from {checkpoint.name}" if checkpoint else "training"
+            print(f"{folder}: {how}, {len(trainer.train_dataset)} records", flush=True)
+            for problem in left_out.problems[:3]:
+                print(f"{folder}: {problem}", file=sys.stderr)
+            if left_out.problems:
+                print(
+                    f"{folder}: {len(left_out.problems)} samples left out or cut, all named in {partial / LEFT_OUT}",
+                    file=sys.stderr,
+                )
         result = trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-        if cut := trainer.train_dataset.num_cut:
-            limit = chosen.settings(stage).max_length
-            print(f"{folder}: {cut} samples were longer than {limit} tokens and were cut at the right", file=sys.stderr)
+        state = trainer.gathered_state() if trainer.shards_weights else None  # every process takes part
         trainer.accelerator.wait_for_everyone()
         if trainer.is_world_process_zero():
             made = {"recipe": chosen.name, "steps": result.global_step, "seconds": round(time.time() - start, 1)}
-            made["flags"] = without_secrets(rest)
+            made |= {"flags": without_secrets(rest), "records": len(trainer.train_dataset)} | about | trainer.engine()
             writing = folder.with_name(f"{folder.name}.writing")
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
-            _write(export, writing)
+            _write(export, writing, state)
+            left_out.write(writing)
             write_json(writing / "log.json", trainer.state.log_history)
-            write_json(writing / LINEAGE, lineage | made | provenance())
+            whole = lineage | made | provenance()
+            write_card(writing, whole)
+            write_json(writing / LINEAGE, whole)
             os.rename(writing, folder)
             shutil.rmtree(partial)
         trainer.accelerator.wait_for_everyone()
     return folder
 
 
-def _write(export, folder: Path) -> None:
+def _from_main(what: Callable[[], Any], arguments: TrainingArguments) -> Any:
+    """What the main process finds, on every process; an InputError of it is raised on every process."""
+    if arguments.world_size <= 1:
+        return what()
+    from accelerate.utils import broadcast_object_list
+
+    answer: list[Any] = [None, None]
+    if arguments.process_index == 0:
+        try:
+            answer[0] = what()
+        except InputError as error:
+            answer[1] = str(error)
+    broadcast_object_list(answer)
+    if answer[1] is not None:
+        raise InputError(answer[1])
+    return answer[0]
+
+
+def _write(export: Callable[[Path, dict | None], None], folder: Path, state: dict | None) -> None:
     """Export, with a disk that fails as an OSError, whichever library was writing."""
     from safetensors import SafetensorError
 
     try:
-        export(folder)
+        export(folder, state)
     except (SafetensorError, RuntimeError) as error:
         raise InputError(
             f"{folder}: the result could not be written ({str(error).splitlines()[0][:160]}); free space and run again to resume"
         ) from None
 
 
-def _open_partial(partial: Path, lineage: dict, *, clean: bool) -> Path | None:
+def _open_partial(partial: Path, lineage: dict, left_out: LeftOut) -> Path | None:
     """Start or continue the folder of an unfinished stage; its newest complete checkpoint, if it has one.
 
-    InputError when it was started with other settings.
+    InputError when it was started with other settings, or on other samples.
     """
     from dpa.trainer import newest_checkpoint
 
     settings = partial / SETTINGS
+    started = lineage | {"left_out": list(left_out.indices)}
     if settings.is_file():
-        refuse_other(json.loads(settings.read_text(encoding="utf-8")), lineage, partial)
-    elif clean:
+        before = json.loads(settings.read_text(encoding="utf-8"))
+        refuse_other(before, lineage, partial)
+        if before.get("left_out", []) != started["left_out"]:
+            raise InputError(
+                f"{partial}: was started without {len(before.get('left_out', []))} bad samples, now there are {len(left_out.indices)}; put the pictures back as they were, or delete it to start the stage again"
+            )
+    else:
         partial.mkdir(parents=True, exist_ok=True)
-        write_json(settings, lineage)
-    return newest_checkpoint(partial, clean=clean)
+        write_json(settings, started)
+    left_out.write(partial)
+    return newest_checkpoint(partial)
 
 
-def _build(chosen: Recipe, stage: Stage, found: dict[Stage, Path], flags: argparse.Namespace, arguments):
-    """(trainer, export): the stage's trainer, and the function that writes its result into a folder."""
+def _build(
+    chosen: Recipe,
+    stage: Stage,
+    found: dict[Stage, Path],
+    flags: argparse.Namespace,
+    arguments: TrainingArguments,
+    left_out: LeftOut,
+):
+    """(trainer, export, about): the stage's trainer, the function that writes its result into a folder (given the whole
+    weights where an engine shards them), and what else its lineage should tell.
+    """
     import torch
 
     from dpa import model as models
-    from dpa.data import VIEWS, Collator, Samples, read_records
-    from dpa.methods import NONE
+    from dpa import processing
+    from dpa.costs import TOWER, Shape, step_flops
+    from dpa.data import Collator, Samples
+    from dpa.export import export_checkpoint
     from dpa.trainer import DPATrainer
 
-    # the frozen LLM of stage 2 needs no master copy
-    dtype = torch.bfloat16 if arguments.bf16 and stage == "connector" else torch.float32
+    # a frozen LLM needs no master copy
+    frozen = stage == "connector" or (stage == "proxy" and chosen.lora_rank is not None)
+    dtype = torch.bfloat16 if arguments.bf16 and frozen else torch.float32
     llm, tower = str(local_model(chosen.llm, "llm")), str(local_model(chosen.vision_tower or "lab", "tower"))
-    file, images = data_source(chosen, stage, flags)
-    records = read_records(file, VIEWS[stage])
-    tokenizer = models.load_tokenizer(llm)
-    max_length = chosen.settings(stage).max_length
+    corpus = stage_corpus(chosen, stage, flags, seed=arguments.seed).without(left_out.indices, left_out.problems)
+    tokenizer = processing.load_tokenizer(llm, chosen.chat_template)
+    options = {"dtype": dtype, "attention": chosen.attention}
     if stage == "proxy":
-        trained = models.lora(models.load_llm(llm), rank=chosen.lora_rank, alpha=chosen.lora_alpha)
-        samples = Samples(records, VIEWS[stage], tokenizer, max_length=max_length)
+        inner = models.load_llm(llm, **options)
+        trained = inner
+        if chosen.lora_rank is not None:
+            trained = models.lora(inner, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
+            if arguments.activation_checkpointing:
+                trained.enable_input_require_grads()  # the embeddings are frozen, and checkpointing starts at them
+        processor, vision = tokenizer, None
 
-        def export(folder: Path) -> None:
-            trained.save_pretrained(folder)
+        def export(folder: Path, state: dict | None) -> None:
+            trained.save_pretrained(folder, state_dict=state)
             tokenizer.save_pretrained(folder)
     else:
-        inner = (
-            models.load_proxy(llm, found["proxy"], dtype=dtype)
-            if "proxy" in found
-            else models.load_llm(llm, dtype=dtype)
-        )
+        use_proxy = "proxy" in found
+        inner = models.load_proxy(llm, found["proxy"], **options) if use_proxy else models.load_llm(llm, **options)
         vision = models.load_tower(tower)
-        trained = models.compose(inner, vision, tokenizer, seed=arguments.seed)
-        processor = models.build_processor(tokenizer, vision)
+        trained = models.compose(
+            inner, vision, tokenizer, seed=arguments.seed, anyres=chosen.anyres, image_scale=chosen.image_scale
+        )
+        processor = processing.build_processor(tokenizer, vision, anyres=chosen.anyres, pad=chosen.settings(stage).pad)
         if stage == "instruct":
             models.load_connector(trained, found["connector"])
-        else:
-            trained.model.multi_modal_projector.float()  # what trains stays in float32
         models.freeze_for(trained, stage)
-        samples = Samples(records, VIEWS[stage], processor, images=images, max_length=max_length)
+        for parameter in trained.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()  # what trains stays in float32
+        models.connect_text_only(trained)
 
-        def export(folder: Path) -> None:
+        def export(folder: Path, state: dict | None) -> None:
             if stage == "connector":
-                models.save_connector(trained, folder)
+                models.save_connector(trained, folder, state)
             else:
-                trained.save_pretrained(folder)
-                processor.save_pretrained(folder)
+                kept = torch.bfloat16 if arguments.bf16 else None  # what the passes computed with
+                export_checkpoint(trained, processor, folder, state, dtype=kept)
+
+    samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
+    weighting = chosen.weighting_of(stage)
+    shape = Shape.from_config(inner.config.get_text_config())
+    eyes = TOWER if vision is None else Shape.from_config(vision.config)
+    rank = chosen.lora_rank if stage == "proxy" else None
+
+    def flops(counts: dict[str, float]) -> float:
+        image = 0.0 if vision is None else counts["pictures"] * samples.num_image_tokens(None)
+        text = counts["tokens"] - image
+        return step_flops(
+            shape,
+            stage,
+            text_tokens=text,
+            supervised_tokens=counts["labels"],
+            mean_length=counts["tokens"] / counts["samples"],
+            picture_tokens=image,
+            blind_tokens=text if weighting.rule != "none" else 0,
+            pictures=counts["pictures"],
+            lora_rank=rank,
+            tower=eyes,
+            tower_tokens=0 if vision is None else samples.patches + 1,
+        ).model
 
     trainer = DPATrainer(
         model=trained,
         args=arguments,
         train_dataset=samples,
         data_collator=Collator(tokenizer.pad_token_id),
-        weighting=NONE if stage == "proxy" else chosen.weighting,
+        weighting=weighting,
+        step_flops=flops,
     )
-    return trainer, export
+    return trainer, export, {"attention": models.attention_of(trained), "dtype": str(dtype).removeprefix("torch.")}
 
 
-def check_inputs(chosen: Recipe, stages: Sequence[Stage], flags: argparse.Namespace) -> None:
-    """Find the models, read all records and look at all pictures of the stages to run, before any of them trains."""
-    from dpa.data import VIEWS, check_images, read_records
-
+def check_inputs(chosen: Recipe, stages: Sequence[Stage], flags: argparse.Namespace, seed: int) -> dict[Stage, LeftOut]:
+    """Find the models, read all records and look at pictures and label masks of the stages to run, before any trains."""
     local_model(chosen.llm, "llm")
     if any(stage != "proxy" for stage in stages):
         local_model(chosen.vision_tower, "tower")
-    for stage in stages:
-        file, images = data_source(chosen, stage, flags)
-        records = read_records(file, VIEWS[stage])
-        if VIEWS[stage] != "text":
-            check_images(records, images)
+    return {stage: find_left_out(chosen, stage, flags, seed=seed) for stage in stages}
 
 
 @command
 def main(arguments: list[str] | None = None) -> int:
     flags, rest = parse(arguments)
     chosen = resolve(flags)
-    stages = chosen.stages if flags.stage == "all" else (flags.stage,)
+    stages = stages_of(chosen, flags)
+    seed = seed_of(rest)
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*pin_memory.*|.*is_gradient_checkpointing.*")
     if flags.stage != "all":
-        finished_parents(chosen, flags.stage, flags.output, seed_of(rest))
-    if unfinished := [stage for stage in stages if not finished(chosen, stage, flags, rest)]:
-        check_inputs(chosen, unfinished, flags)
+        finished_parents(chosen, flags.stage, flags.output, seed)
+    first = stage_folder(flags.output, chosen, stages[0], seed)
+    together = training_arguments(chosen, stages[0], first.with_name(f"{first.name}.partial"), rest)
+
+    def checks() -> dict[Stage, LeftOut]:
+        unfinished = [stage for stage in stages if not finished(chosen, stage, flags, rest)]
+        return check_inputs(chosen, unfinished, flags, seed)
+
+    left_out = _from_main(checks, together)
     for stage in stages:
-        run_stage(chosen, stage, flags, rest)
+        run_stage(chosen, stage, flags, rest, left_out.get(stage))
     return 0
 
 

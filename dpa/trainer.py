@@ -1,9 +1,18 @@
-"""The Trainer of all three stages: our loss, exact normalisation, checkpoints that are complete or absent."""
+"""The Trainer of all three stages: our loss, exact normalisation, checkpoints that are complete or absent, health.
+
+Each log line has, beside the loss: `nll` (unweighted loss, nats a label token), `at_low` and `at_high` (shares of label
+tokens whose relevance was clipped to a bound), `relevance` (their mean), `tokens_per_s` and `samples_per_s` over all
+processes, `padding` (share of the batches' places), `max_length` (of a batch), and on a GPU `mfu` (model FLOPs,
+recomputation not counted, over the device's dense bf16 peak) and `peak_gib` (of the process with most).
+"""
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +22,16 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
+from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dpa.errors import InputError
-from dpa.loss import BatchLoss, batch_loss, num_items
+from dpa.loss import IGNORE, BatchLoss, batch_loss, num_items
 from dpa.methods import Weighting
 
 TRAINED_WEIGHTS = "trained.safetensors"
 MARKER = "complete"
+PATIENCE = 100  # steps in which every relevance may lie at one bound before the run is stopped
+COUNTED = ("tokens", "places", "samples", "pictures", "labels", "nll", "at_low", "at_high", "relevance", "batches")
 
 
 class DPATrainer(Trainer):
@@ -34,16 +46,32 @@ class DPATrainer(Trainer):
     # micro-batch, which `compute_loss` divides by the accumulation steps itself.
     loss_is_scaled_for_ga = True
 
-    def __init__(self, *args: Any, weighting: Weighting, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        weighting: Weighting,
+        step_flops: Callable[[dict[str, float]], float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """step_flops: model FLOPs of batches, from their counts (`COUNTED`), for the log's `mfu`."""
         super().__init__(*args, **kwargs)
-        self.weighting = weighting
-        self._sums: dict[str, Tensor] = {}
-        self._micro_batches = 0
+        self.weighting, self.step_flops = weighting, step_flops
+        self._sums = dict.fromkeys(COUNTED, 0.0)
+        self._longest, self._since = 0, time.perf_counter()
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
-        self.add_callback(HealthCheck)
+        self.add_callback(HealthCheck(weighting))
+
+    def _get_train_sampler(self, train_dataset: Any = None):
+        """Reference: the released scripts group stage 3 by modality and length, on each process by itself."""
+        dataset = train_dataset if train_dataset is not None else self.train_dataset
+        if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "lengths"):
+            return super()._get_train_sampler(train_dataset)
+        # whole global batches, so that the same samples meet however many processes share them
+        batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * max(self.args.world_size, 1)
+        return GroupedByLength(batch, dataset.lengths, self.args.data_seed or self.args.seed)
 
     def compute_loss(
         self,
@@ -57,16 +85,12 @@ class DPATrainer(Trainer):
         # accelerate wraps the model's own forward alone; the blind pass must run at the same precision
         with self.accelerator.autocast():
             loss = batch_loss(model, inputs, self.weighting, unwrapped)
-        self._remember(loss)
-        total = loss.total
-        projector = getattr(getattr(unwrapped, "model", None), "multi_modal_projector", None)
-        if projector is not None and "pixel_values" not in inputs and model.training:
-            # a batch without pictures gives the connector no gradient, on which data parallel would wait for ever
-            total = total + 0.0 * sum(p.sum() for p in projector.parameters() if p.requires_grad)
+        if model.training:
+            self._count(inputs, loss)
         if num_items_in_batch is None:  # evaluation, or the released form
-            share = total / max(loss.num_items, 1) / (self.current_gradient_accumulation_steps if model.training else 1)
+            share = loss.mean / (self.current_gradient_accumulation_steps if model.training else 1)
         else:
-            share = total / num_items_in_batch * self.accelerator.num_processes  # data parallel averages gradients
+            share = loss.total / num_items_in_batch * self.accelerator.num_processes  # data parallel averages gradients
         return (share, loss) if return_outputs else share
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
@@ -81,24 +105,66 @@ class DPATrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
 
-    def _remember(self, loss: BatchLoss) -> None:
-        self._micro_batches += 1
-        for name, value in (("nll", loss.nll), ("at_bounds", loss.at_bounds), ("relevance", loss.relevance)):
-            self._sums[name] = self._sums.get(name, 0.0) + value.detach()
+    def _count(self, inputs: dict, loss: BatchLoss) -> None:
+        mask = inputs["attention_mask"]
+        pictures = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
+        counts = (mask.sum(), mask.numel(), len(mask), pictures, (inputs["labels"] != IGNORE).sum())
+        for name, value in zip(COUNTED, (*counts, loss.nll, loss.at_low, loss.at_high, loss.relevance, 1), strict=True):
+            self._sums[name] = self._sums[name] + value  # on the device, without waiting for it
+        self._longest = max(self._longest, mask.shape[1])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
-        """Add to each log the plain loss, the share of weights at the bounds and the mean relevance since the last one."""
-        if "loss" in logs and self._micro_batches:
-            kept = ("nll",) if self.weighting.rule == "none" else tuple(self._sums)
-            logs |= {name: round(float(self._sums[name]) / self._micro_batches, 5) for name in kept}
-            self._sums, self._micro_batches = {}, 0
+        """Add to each log what was counted since the last one, over all processes."""
+        if "loss" in logs and self._sums["batches"]:
+            device = self.args.device
+            sums = torch.stack(
+                [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in self._sums.values()]
+            )
+            peak = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
+            largest = torch.tensor([float(self._longest), peak], device=device)
+            if self.accelerator.num_processes > 1:
+                sums = self.accelerator.reduce(sums, "sum")
+                largest = self.accelerator.gather(largest[None]).amax(0)
+            counts = dict(zip(COUNTED, sums.tolist(), strict=True))
+            logs |= self._measures(counts, time.perf_counter() - self._since)
+            logs["max_length"] = int(largest[0])
+            if peak:
+                logs["peak_gib"] = round(float(largest[1]), 2)
+            self._sums, self._longest, self._since = dict.fromkeys(COUNTED, 0.0), 0, time.perf_counter()
         super().log(logs, *args, **kwargs)
+
+    def _measures(self, counts: dict[str, float], seconds: float) -> dict[str, float]:
+        contrastive = self.weighting.rule != "none"
+        means = ("nll", "at_low", "at_high", "relevance") if contrastive else ("nll",)
+        measures = {name: round(counts[name] / counts["batches"], 5) for name in means}
+        measures["tokens_per_s"] = round(counts["tokens"] / seconds, 1)
+        measures["samples_per_s"] = round(counts["samples"] / seconds, 2)
+        measures["padding"] = round(1 - counts["tokens"] / counts["places"], 4)
+        if self.step_flops is not None and torch.cuda.is_available():
+            from dpa.costs import peak_flops
+
+            if peak := peak_flops(torch.cuda.get_device_name()):
+                devices = self.accelerator.num_processes
+                measures["mfu"] = round(self.step_flops(counts) / seconds / devices / peak, 4)
+        return measures
+
+    @property
+    def shards_weights(self) -> bool:
+        """Whether an engine (FSDP, DeepSpeed) writes and reads the checkpoints' weights in its own layout."""
+        return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
+
+    def gathered_state(self) -> dict[str, Tensor]:
+        """All weights by the model's own names, whole, on the main process; every process must call it."""
+        if self.is_deepspeed_enabled:
+            return self.accelerator.get_state_dict(self.deepspeed)
+        return self.accelerator.get_state_dict(self.model_wrapped)
 
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            save_file(trained_state(self.model, state_dict), folder / TRAINED_WEIGHTS)
+            if not self.shards_weights:
+                save_file(trained_state(self.model, state_dict), folder / TRAINED_WEIGHTS)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
         try:
@@ -108,11 +174,21 @@ class DPATrainer(Trainer):
             raise InputError(
                 f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} could not be written ({reason}); free space and run again to resume"
             ) from None
+        self.accelerator.wait_for_everyone()  # the other processes write parts too
         if self.args.should_save:  # last, so that a checkpoint cut short has none
-            (Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER).touch()
+            marker = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER
+            marker.write_text(json.dumps(self.engine()), encoding="utf-8")
+
+    def engine(self) -> dict[str, Any]:
+        """{"engine": plain, fsdp or deepspeed, "processes": their number}."""
+        engine = "deepspeed" if self.is_deepspeed_enabled else "fsdp" if self.is_fsdp_enabled else "plain"
+        return {"engine": engine, "processes": self.accelerator.num_processes}
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: PreTrainedModel | None = None) -> None:
         target = model if model is not None else self.model
+        if self.shards_weights:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+            return
         state = load_file(Path(resume_from_checkpoint) / TRAINED_WEIGHTS)
         expected = {name for name, parameter in target.named_parameters() if parameter.requires_grad}
         if expected != state.keys():
@@ -122,11 +198,37 @@ class DPATrainer(Trainer):
         target.load_state_dict(state, strict=False)
 
 
+class GroupedByLength(LengthGroupedSampler):
+    """Samples of like length in a batch, in an order that follows from seed and epoch alone, so that a run resumes."""
+
+    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
+        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
+        self.seed, self.epoch = seed, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        self.generator.manual_seed(self.seed + self.epoch)
+        return super().__iter__()
+
+
 def trained_state(model: torch.nn.Module, state_dict: dict | None = None) -> dict[str, Tensor]:
     """The trained parameters by name, on the CPU; a tied weight appears once."""
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     state = state_dict if state_dict is not None else model.state_dict()
     return {name: state[name].detach().cpu().contiguous() for name in names}
+
+
+def refuse_other_engine(checkpoint: Path, now: dict[str, Any]) -> None:
+    """InputError when a checkpoint's optimiser cannot be taken over: DeepSpeed's parts belong to a number of processes."""
+    text = (checkpoint / MARKER).read_text(encoding="utf-8")
+    made = json.loads(text)
+    fixed = now["engine"] == "deepspeed" and made["processes"] != now["processes"]
+    if made["engine"] != now["engine"] or fixed:
+        raise InputError(
+            f"{checkpoint}: was written by {made['processes']} processes with engine {made['engine']}, and cannot be resumed by {now['processes']} with {now['engine']}; start as before, or delete the folder above it to start the stage again"
+        )
 
 
 def newest_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
@@ -149,15 +251,38 @@ class QuietProgress(ProgressCallback):
 
 
 class HealthCheck(TrainerCallback):
-    """Stop with a diagnosis when the run is not training: a loss that is no number, or a gradient that is exactly 0."""
+    """Stop with a diagnosis when the run is not training: a loss that is 0 or no number, a gradient that is exactly 0,
+    a weighting that gives every token the same.
+    """
+
+    def __init__(self, weighting: Weighting) -> None:
+        self.weighting = weighting
+        self.level_since: dict[str, int] = {}  # the step from which on every relevance lay at one bound
 
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
-        loss, norm = (logs or {}).get("loss"), (logs or {}).get("grad_norm")
+        logs, step = logs or {}, state.global_step
+        loss, norm = logs.get("loss"), logs.get("grad_norm")
         if loss is not None and not math.isfinite(loss):
             raise InputError(
-                f"step {state.global_step}: the loss is {loss}; lower --learning_rate or train in float32, then start from the last checkpoint"
+                f"step {step}: the loss is {loss}; lower --learning_rate or train in float32, then start from the last checkpoint"
+            )
+        if loss is not None and logs.get("nll", loss) == 0.0:
+            raise InputError(
+                f"step {step}: the loss is exactly 0, there is nothing to learn; are the labels masked, or one token alone?"
+            )
+        if norm is not None and not math.isfinite(norm):
+            raise InputError(
+                f"step {step}: the gradient is {norm}; lower --learning_rate or train in float32, then start from the last checkpoint"
             )
         if norm is not None and norm == 0.0 and logs.get("learning_rate", 0.0) > 0.0:
             raise InputError(
-                f"step {state.global_step}: the gradient is exactly 0, nothing trains; are all labels masked, or all weights frozen?"
+                f"step {step}: the gradient is exactly 0, nothing trains; are all labels masked, or all weights frozen?"
             )
+        for bound in ("at_low", "at_high"):
+            if logs.get(bound) != 1.0:
+                self.level_since.pop(bound, None)
+            elif step - self.level_since.setdefault(bound, step) >= PATIENCE:
+                value = self.weighting.low if bound == "at_low" else self.weighting.high
+                raise InputError(
+                    f"step {step}: for {PATIENCE} steps the relevance of every label lay at the bound {value}, so {self.weighting.rule} weighs nothing; does the picture reach the LLM, and are the bounds right?"
+                )
