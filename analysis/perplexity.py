@@ -59,7 +59,7 @@ def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32)
 def read_captions(path: Path) -> list[str]:
     """Captions of a LLaVA JSON file, or the lines of a plain text file; empty lines are passed over."""
     if path.suffix in (".json", ".jsonl"):
-        from dpa.data import read_records
+        from dpa.corpus import read_records
 
         return [record.caption for record in read_records(path, "text")]
     try:
@@ -76,7 +76,8 @@ def perplexity_table(llm: str, proxy: Path | None, captions: Sequence[Path]):
     import pandas as pd
 
     from dpa.lineage import local_model
-    from dpa.model import load_llm, load_proxy, load_tokenizer
+    from dpa.model import load_llm, load_proxy
+    from dpa.processing import load_tokenizer
 
     llm = str(local_model(llm, "llm"))
     tokenizer = load_tokenizer(llm)

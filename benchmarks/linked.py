@@ -18,11 +18,16 @@ POPE_LINE = "Answer the question using a single word or phrase."  # LLaVA-1.5's 
 
 def linked_items(path: Path, images: Path) -> list[Item]:
     """The CV-Bench and POPE items of the file, each with a photo under `images`; rows of other benchmarks are passed over."""
-    from dpa.data import image_path, read_json_records
+    from dpa.images import image_path
+    from dpa.readers import read_json_records
 
     items = []
     options: tuple[str, ...]
     for where, row in read_json_records(path):
+        if not isinstance(row, dict):
+            raise InputError(
+                f"{where}: {row if isinstance(row, ValueError) else 'not an object'}; expected one item a line"
+            )
         bench = row.get("bench")
         if bench not in ("CV-Bench", "POPE"):
             continue

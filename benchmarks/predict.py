@@ -125,7 +125,7 @@ def predict(
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from dpa.data import open_image
+    from dpa.images import open_image
 
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -170,7 +170,7 @@ def predict(
 
 
 def prompt_text(processor, prompt: str, blind: bool) -> str:
-    """The chat prompt as training wrote it: the picture first, then the question (`dpa.model.PARTS_TO_TEXT`)."""
+    """The chat prompt as training wrote it: the picture first, then the question (`dpa.processing.PARTS_TO_TEXT`)."""
     content = [{"type": "text", "text": prompt}] if blind else [{"type": "image"}, {"type": "text", "text": prompt}]
     chat = [{"role": "user", "content": content}]
     return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -29,8 +29,10 @@ from benchmarks.predict import asked_by, read_predictions, settings, write_items
 from benchmarks.records import append_records, score
 from benchmarks.suites import Item
 from benchmarks.tables import Table, as_markdown, as_text, differences, suite_rows, unparsed
+from dpa import card
 from dpa.errors import InputError, command
 from dpa.lineage import LINEAGE, file_hash, is_complete, provenance, read_lineage, write_json
+from dpa.preflight import usable_cpus
 
 METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")  # the default rows; any of dpa.methods.METHODS can be asked for
 MODES = ("seen", "blind")
@@ -99,6 +101,7 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
     What is there is re-used only if it was made from the same settings, foundations and data; else it is named.
     """
     from dpa import stages, train
+    from dpa.arguments import resolve
     from dpa.lab.dataset import ensure
 
     for name in ("lab/questions", f"lab/{asked.captions}"):  # once, before two trainings would both draw them
@@ -110,7 +113,7 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
     def open_parts(subject: Subject) -> list[Path]:
         """What is still to be made, in order: a file for each unfinished stage and for each mode not asked."""
         flags, rest = train.parse(command_line(subject))
-        chosen = train.resolve(flags)
+        chosen = resolve(flags)
         unfinished = [stage for stage in chosen.stages if not stages.finished(chosen, stage, flags, rest)]
         parts = [stages.stage_folder(output, chosen, stage, subject.seed) / LINEAGE for stage in unfinished]
         for mode in MODES:
@@ -153,11 +156,6 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         future.result()
     if failures:
         raise InputError(failures[0])
-
-
-def usable_cpus() -> int:
-    """Cores that this process may use (macOS cannot tell a restriction)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _call(command: Sequence[str], log: Path) -> None:
@@ -218,6 +216,8 @@ def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: 
                 seconds=json.loads(path.with_suffix(".seconds").read_text(encoding="utf-8")),
                 asked_by=asked_by(path),
             )
+        if is_complete(subject.model):  # one of ours: its card tells its scores
+            card.update(subject.model, records)
     return table
 
 

@@ -9,7 +9,8 @@ from transformers import AutoProcessor, AutoTokenizer
 
 from benchmarks import predict, run
 from benchmarks.lab import lab_items
-from dpa.data import Samples, read_records
+from dpa.corpus import read_records
+from dpa.data import Samples
 from dpa.errors import InputError
 from tests.conftest import weights
 
@@ -30,7 +31,7 @@ def test_the_prompt_is_the_one_of_training(checkpoint, data):
     """Ids of the evaluation prompt = ids of the training sample up to its answer."""
     processor = AutoProcessor.from_pretrained(checkpoint)
     record = read_records(data / "questions.json", "chat")[0]
-    sample = Samples([record], "chat", processor, images=data)[0]
+    sample = Samples([record], "chat", processor)[0]
     question = record.turns[0][1].removeprefix("<image>\n")
     text = predict.prompt_text(processor, question, blind=False)
     ids = processor(text=[text], images=[sample_image(data, record)], return_tensors="pt", add_special_tokens=False)[
@@ -41,7 +42,7 @@ def test_the_prompt_is_the_one_of_training(checkpoint, data):
 
 
 def sample_image(folder, record):
-    from dpa.data import open_image
+    from dpa.images import open_image
 
     return open_image(folder, record.image, "test")
 
@@ -188,7 +189,7 @@ def test_the_image_changes_the_loss_as_by_hand(finished, data):
 
     folder = finished / "small" / "instruct"
     model, processor = LlavaForConditionalGeneration.from_pretrained(folder), AutoProcessor.from_pretrained(folder)
-    samples = Samples(read_records(data / "captions.json", "pair")[:3], "pair", processor, images=data)
+    samples = Samples(read_records(data / "captions.json", "pair")[:3], "pair", processor)
     batch = Collator(0)([samples[i] for i in range(3)])
     mask = batch["input_ids"] == model.config.image_token_id
     with torch.no_grad():

@@ -47,6 +47,37 @@ def build_tokenizer(texts: Sequence[str]):
     )
 
 
+FAMILIES = {"Qwen/": "qwen2", "meta-llama/": "llama", "lmsys/": "llama", "google/gemma-2": "gemma2"}
+
+
+def family_config(llm: str, *, layers: int | None = None, hidden: int | None = None):
+    """The transformers configuration of a paper-size LLM by its hub id, from `dpa.costs.SHAPES`; with `layers` and
+    `hidden` a small one of the same class and vocabulary size.
+    """
+    from transformers import AutoConfig
+
+    from dpa.costs import SHAPES
+
+    family = next((name for prefix, name in FAMILIES.items() if llm.startswith(prefix)), None)
+    if llm not in SHAPES or family is None:
+        raise InputError(f"{llm}: its shape is not known; there are {', '.join(SHAPES)}")
+    shape = SHAPES[llm]
+    width = hidden or shape.hidden
+    heads = shape.heads if hidden is None else 4
+    fields = {
+        "vocab_size": shape.vocab,
+        "hidden_size": width,
+        "intermediate_size": shape.intermediate if hidden is None else round(2.75 * hidden),
+        "num_hidden_layers": layers or shape.layers,
+        "num_attention_heads": heads,
+        "num_key_value_heads": shape.kv_heads if hidden is None else 2,
+        "head_dim": shape.head_dim if hidden is None else width // heads,
+        "max_position_embeddings": 8192,
+        "tie_word_embeddings": shape.tied,
+    }
+    return AutoConfig.for_model(family, **fields)
+
+
 def build(
     texts: Sequence[str], out: Path, *, tokenizer_texts: Sequence[str] = (), steps: int = 400, seed: int = 0
 ) -> None:
