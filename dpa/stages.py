@@ -192,6 +192,10 @@ def refuse_foreign_parents(chosen: Recipe, stage: Stage, flags: argparse.Namespa
     found = finished_parents(chosen, stage, flags.output, lineage["seed"])
     for parent, folder in found.items():
         made = read_lineage(folder)
+        if made.get("weights", lineage["parents"][parent]) != lineage["parents"][parent]:
+            raise InputError(
+                f"{folder}: its weights are not those that stage {parent} wrote (a damaged or replaced file); delete it and train it again"
+            )
         wanted = {part: lineage[part] for part in ("llm", "tokenizer", "vision_tower") if part in lineage}
         names = dict(lineage["names"])
         if parent == "connector" and chosen.proxy:

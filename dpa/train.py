@@ -49,6 +49,7 @@ from dpa.stages import (
     seed_of,
     stage_folder,
     stage_lineage,
+    weights_hash,
 )
 
 if TYPE_CHECKING:
@@ -71,6 +72,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         type=int,
         default=0,
         help="how many bad (left out) or too long (cut) samples a stage may have; the stage's left_out.jsonl names them",
+    )
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the last checkpoint of a stage that was cut short (default); --no-resume starts it again",
     )
     return parser.parse_known_args(arguments)
 
@@ -171,6 +178,8 @@ def run_stage(
         lineage = stage_lineage(chosen, stage, flags, rest)
         found = refuse_foreign_parents(chosen, stage, flags, lineage)
         left_out = left_out or LeftOut()
+        if main_process and not flags.resume:
+            shutil.rmtree(partial, ignore_errors=True)
         checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out), arguments)
         set_seed(arguments.seed)
         start = time.time()
@@ -197,6 +206,7 @@ def run_stage(
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
             _write(export, writing, state)
+            made["weights"] = weights_hash(writing)
             left_out.write(writing)
             write_json(writing / "log.json", trainer.state.log_history)
             whole = lineage | made | provenance()

@@ -2,8 +2,9 @@
 
 Each log line has, beside the loss: `nll` (unweighted loss, nats a label token), `at_low` and `at_high` (shares of label
 tokens whose relevance was clipped to a bound), `relevance` (their mean), `tokens_per_s` and `samples_per_s` over all
-processes, `padding` (share of the batches' places), `max_length` (of a batch), and on a GPU `mfu` (model FLOPs,
-recomputation not counted, over the device's dense bf16 peak) and `peak_gib` (of the process with most).
+processes, `padding` (share of the batches' places), `max_length` (of a batch), `model_tflops` (model TFLOP/s of a process,
+recomputation not counted), and on a GPU `mfu` (that over the device's dense bf16 peak) and `peak_gib` (of the process
+with most).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -24,7 +26,9 @@ from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
+from dpa.costs import peak_flops
 from dpa.errors import InputError
+from dpa.lineage import file_hash, write_json
 from dpa.loss import IGNORE, BatchLoss, batch_loss, num_items
 from dpa.methods import Weighting
 
@@ -140,12 +144,11 @@ class DPATrainer(Trainer):
         measures["tokens_per_s"] = round(counts["tokens"] / seconds, 1)
         measures["samples_per_s"] = round(counts["samples"] / seconds, 2)
         measures["padding"] = round(1 - counts["tokens"] / counts["places"], 4)
-        if self.step_flops is not None and torch.cuda.is_available():
-            from dpa.costs import peak_flops
-
-            if peak := peak_flops(torch.cuda.get_device_name()):
-                devices = self.accelerator.num_processes
-                measures["mfu"] = round(self.step_flops(counts) / seconds / devices / peak, 4)
+        if self.step_flops is not None:
+            speed = self.step_flops(counts) / seconds / self.accelerator.num_processes
+            measures["model_tflops"] = round(speed / 1e12, 6)
+            if torch.cuda.is_available() and (peak := peak_flops(torch.cuda.get_device_name())):
+                measures["mfu"] = round(speed / peak, 4)
         return measures
 
     @property
@@ -177,7 +180,7 @@ class DPATrainer(Trainer):
         self.accelerator.wait_for_everyone()  # the other processes write parts too
         if self.args.should_save:  # last, so that a checkpoint cut short has none
             marker = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER
-            marker.write_text(json.dumps(self.engine()), encoding="utf-8")
+            write_json(marker, self.engine() | {"files": _hashes(marker.parent)})
 
     def engine(self) -> dict[str, Any]:
         """{"engine": plain, fsdp or deepspeed, "processes": their number}."""
@@ -196,6 +199,12 @@ class DPATrainer(Trainer):
                 f"{resume_from_checkpoint}: holds other weights than this stage trains; delete the folder above it to start the stage again"
             )
         target.load_state_dict(state, strict=False)
+
+
+def _hashes(checkpoint: Path) -> dict[str, str]:
+    """SHA-256 of each file of a checkpoint, by its path in it."""
+    files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MARKER)
+    return {str(path.relative_to(checkpoint)): file_hash(path) for path in files}
 
 
 class GroupedByLength(LengthGroupedSampler):
@@ -222,8 +231,7 @@ def trained_state(model: torch.nn.Module, state_dict: dict | None = None) -> dic
 
 def refuse_other_engine(checkpoint: Path, now: dict[str, Any]) -> None:
     """InputError when a checkpoint's optimiser cannot be taken over: DeepSpeed's parts belong to a number of processes."""
-    text = (checkpoint / MARKER).read_text(encoding="utf-8")
-    made = json.loads(text)
+    made = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
     fixed = now["engine"] == "deepspeed" and made["processes"] != now["processes"]
     if made["engine"] != now["engine"] or fixed:
         raise InputError(
@@ -232,14 +240,16 @@ def refuse_other_engine(checkpoint: Path, now: dict[str, Any]) -> None:
 
 
 def newest_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
-    """The last complete checkpoint of an unfinished stage; with `clean`, incomplete ones are removed."""
-    complete = []
-    for path in folder.glob("checkpoint-*"):
-        if (path / MARKER).is_file():
-            complete.append(path)
-        elif clean:
-            shutil.rmtree(path)
-    return max(complete, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
+    """The last complete and undamaged checkpoint of an unfinished stage; with `clean`, incomplete ones are removed."""
+    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
+        if not (path / MARKER).is_file():
+            if clean:
+                shutil.rmtree(path)
+        elif json.loads((path / MARKER).read_text(encoding="utf-8"))["files"] == _hashes(path):
+            return path
+        else:
+            print(f"{path}: its files are not those that were written (a damaged disk?), passed over", file=sys.stderr)
+    return None
 
 
 class QuietProgress(ProgressCallback):

@@ -15,6 +15,7 @@ def test_each_log_line_tells_speed_padding_and_weights(finished):
     rows = [row for row in json.loads((finished / "small" / "connector" / "log.json").read_text()) if "nll" in row]
     assert rows
     for row in rows:
+        assert row["model_tflops"] > 0
         assert {
             "loss",
             "nll",

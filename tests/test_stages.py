@@ -63,6 +63,35 @@ def test_a_connector_made_for_another_proxy_is_refused(run, tiny_models, data, t
     assert "was made for the proxy " in message and f"not for {run / 'small' / 'proxy'}" in message
 
 
+@pytest.mark.parametrize("stage", ["proxy", "connector"])
+def test_a_flipped_byte_in_a_parent_is_refused(run, tiny_models, data, capsys, stage):
+    name = {"proxy": "adapter_model.safetensors", "connector": "connector.safetensors"}[stage]
+    content = bytearray((run / "small" / stage / name).read_bytes())
+    content[-9] ^= 1
+    (run / "small" / stage / name).write_bytes(content)
+    following = {"proxy": "connector", "connector": "instruct"}[stage]
+    if stage == "proxy":
+        shutil.rmtree(run / "small" / "connector")
+    message = fails(command(tiny_models, data, run, stage=following), capsys)
+    assert f"its weights are not those that stage {stage} wrote" in message
+
+
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, capsys):
+    from dpa.trainer import _hashes, newest_checkpoint
+
+    for step in (5, 10, 15):
+        folder = tmp_path / f"checkpoint-{step}"
+        (folder / "part").mkdir(parents=True)
+        (folder / "part" / "weights").write_bytes(bytes(range(step)))
+        if step < 15:  # the last was cut short: it has no marker
+            (folder / "complete").write_text(json.dumps({"engine": "plain", "processes": 1, "files": _hashes(folder)}))
+    assert newest_checkpoint(tmp_path, clean=False) == tmp_path / "checkpoint-10"
+    (tmp_path / "checkpoint-10" / "part" / "weights").write_bytes(b"flipped")
+    assert newest_checkpoint(tmp_path) == tmp_path / "checkpoint-5"
+    assert "checkpoint-10: its files are not those that were written" in capsys.readouterr().err
+    assert not (tmp_path / "checkpoint-15").exists()
+
+
 def test_the_proxy_may_be_thrown_away(run, tiny_models, data, capsys):
     shutil.rmtree(run / "small" / "proxy")
     assert train.main(command(tiny_models, data, run, stage="instruct")) == 0
@@ -189,3 +218,13 @@ def test_pictures_are_cropped_or_padded_as_the_stage_says(size, lab_tokenizer, t
     assert cropped.equal(padded) == (size[0] == size[1])
     assert recipe("qwen2.5-7b_sharegpt4v").connector_stage.pad is False
     assert recipe("qwen2.5-7b_sharegpt4v").instruct_stage.pad is True
+
+
+def test_an_unfinished_stage_can_be_started_again(tiny_models, data, tmp_path, capsys):
+    """What stands in the way of a run with other settings is an unfinished stage; --no-resume takes it away."""
+    partial = tmp_path / "small_vanilla" / "connector.partial"
+    partial.mkdir(parents=True)
+    (partial / "settings.json").write_text(json.dumps({"seed": 0, "settings": {"epochs": 99}}))
+    arguments = command(tiny_models, data, tmp_path, recipe="small_vanilla", stage="connector")
+    assert "was made with other settings" in fails([*arguments, "--resume"], capsys)
+    assert train.main([*arguments, "--no-resume"]) == 0
