@@ -54,7 +54,9 @@ def batch_of(model: Any, options: argparse.Namespace) -> dict:
     image, number = model.config.image_token_id, model.config.image_seq_length
     size, text = options.micro_batch, options.text_tokens
     generator = torch.Generator().manual_seed(0)
-    ids = torch.randint(1000, 30_000, (size, text + number), generator=generator).clamp(max=model.vocab_size - 1)
+    ids = torch.randint(1000, 30_000, (size, text + number), generator=generator).clamp(
+        max=model.config.text_config.vocab_size - 1
+    )
     ids[ids == image] = 999
     ids[:, :number] = image
     labels = torch.full_like(ids, -100)

@@ -36,7 +36,7 @@ def card(lineage: dict[str, Any], scores: Sequence[dict[str, Any]] = (), notes: 
     """The card as Markdown with the metadata that the hub reads, from a stage's lineage and score records."""
     stage, names = lineage["stage"], lineage["names"]
     metadata = ["---", "library_name: " + ("peft" if "lora_rank" in lineage["settings"] else "transformers")]
-    if Path(names["llm"]).is_absolute() or names["llm"] == "lab":
+    if Path(names["llm"]).exists() or names["llm"].count("/") != 1:
         metadata.append("tags: [decoupled-proxy-alignment]")
     else:
         metadata += [f"base_model: {names['llm']}", "tags: [decoupled-proxy-alignment]"]
@@ -98,7 +98,12 @@ def update(folder: Path, records: Path) -> None:
         raise InputError(f"{records}: not readable as score records ({error!r})") from None
     if not scores:
         raise InputError(f"{records}: holds no score of {folder}; evaluate it with python -m benchmarks.run")
-    write_card(folder, lineage, scores)
+    try:
+        write_card(folder, lineage, scores)
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(
+            f"{folder}: its lineage or its scores in {records} lack what a card tells ({error!r})"
+        ) from None
 
 
 def _weighting(weighting: dict | None) -> str:
@@ -122,7 +127,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.records:
         update(options.folder, options.records)
     else:
-        write_card(options.folder, read_lineage(options.folder))
+        try:
+            write_card(options.folder, read_lineage(options.folder))
+        except (KeyError, TypeError) as error:
+            raise InputError(f"{options.folder}: its lineage lacks what a card tells ({error!r})") from None
     print(options.folder / CARD)
     return 0
 

@@ -8,12 +8,13 @@ drawn; a smaller fraction is part of a larger one.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import get_args, overload
+from typing import Any, get_args, overload
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +24,7 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from dpa.errors import InputError
-from dpa.lineage import file_hash
+from dpa.lineage import file_hash, write_json
 from dpa.readers import HUB, Problem, Record, Row, View, existing, problem_for, read_rows, source_hash
 
 IN_MEMORY = 32_000_000  # bytes; a smaller file is read anew each time and leaves nothing on the disk
@@ -36,7 +37,10 @@ SCHEMA = pa.schema(
         ("image", pa.string()),
         ("roles", pa.list_(pa.string())),
         ("texts", pa.list_(pa.string())),
+        ("numbered", pa.bool_()),  # its id is its number
+        ("embedded", pa.bool_()),  # its picture came with the source
         ("size", pa.int32()),  # bytes of all texts
+        ("answers", pa.int32()),  # bytes of the assistant's
         *((view, pa.string()) for view in VIEW_NAMES),  # why it cannot be used in the view
     ]
 )
@@ -44,11 +48,12 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class Part:
-    """One source: its rows on disk and the folder its pictures' paths start from."""
+    """One source: its rows on disk, the folder its pictures' paths start from, and that of pictures it held itself."""
 
     source: str
     rows: Dataset
     images: Path
+    embedded: Path
 
 
 class Corpus(Sequence[Record]):
@@ -71,12 +76,16 @@ class Corpus(Sequence[Record]):
         part = self.parts[number]
         fields = part.rows[int(row)]
         turns = tuple(zip(fields["roles"], fields["texts"], strict=True))
-        return Record(fields["where"], fields["id"], fields["image"], turns, part.images)
+        images = part.embedded if fields["embedded"] else part.images
+        return Record(fields["where"], fields["id"], fields["image"], turns, images)
 
     @property
     def sizes(self) -> np.ndarray:
-        """Bytes of each record's texts, [N] int64: an upper bound of its text tokens, template apart."""
-        return self._gather(lambda rows: rows.data.column("size").to_numpy()).astype(np.int64)
+        """Bytes of the texts that the view reads of each record, [N] int64: no tokenizer makes more tokens of them, its
+        special ones apart.
+        """
+        name = "size" if self.view == "chat" else "answers"
+        return self._gather(lambda rows: rows.data.column(name).to_numpy()).astype(np.int64)
 
     @property
     def has_image(self) -> np.ndarray:
@@ -93,8 +102,30 @@ class Corpus(Sequence[Record]):
         return self._keys("image")
 
     def ids(self) -> Iterator[tuple[int, str] | None]:
-        """Each record's (part, id)."""
-        return self._keys("id")
+        """Each record's (part, id), None where it has none of its own."""
+        numbered = self._gather(lambda rows: rows.data.column("numbered").to_numpy())
+        return (None if own else key for key, own in zip(self._keys("id"), numbered, strict=True))
+
+    def role_sequences(self) -> Iterator[tuple[str, ...]]:
+        """The roles of each record's turns."""
+        for number, part in enumerate(self.parts):
+            values = part.rows.data.column("roles").take(self.chosen[self.chosen[:, 0] == number, 1])
+            for chunk in values.chunks:
+                yield from map(tuple, chunk.to_pylist())
+
+    def spells(self, words: str) -> np.ndarray:
+        """Whether a text of each record holds `words`, [N] bool."""
+
+        def found(rows: Dataset) -> np.ndarray:
+            flags = []
+            for chunk in rows.data.column("texts").chunks:
+                hits = compute.match_substring(chunk.flatten(), words).to_numpy(zero_copy_only=False)
+                counts = np.concatenate([[0], np.cumsum(hits)])
+                ends = np.cumsum(compute.list_value_length(chunk).to_numpy(zero_copy_only=False))
+                flags.append(np.diff(counts[np.concatenate([[0], ends])]) > 0)
+            return np.concatenate(flags)
+
+        return self._gather(found)
 
     def without(self, indices: Iterable[int], problems: Iterable[Problem]) -> Corpus:
         """The corpus less the records at `indices`, with more problems."""
@@ -120,7 +151,7 @@ def read_records(source: str | Path, view: View, images: Path | None = None) -> 
     corpus = open_corpus([str(source)], view, images=[images])
     if corpus.problems:
         raise InputError(str(corpus.problems[0]))
-    return corpus
+    return corpus  # sources without any record are refused before
 
 
 def open_corpus(
@@ -136,8 +167,9 @@ def open_corpus(
     """The records of all sources in a view; bad ones are left out and told in `problems`.
 
     images: the folder of each source's pictures, or one for all; None: where the source stands.
-    count: how many records to draw from each source; fraction: the share to draw. Drawn records keep their order.
-    InputError when a source cannot be read, or has no usable record, or fewer than `count`.
+    count: how many usable records to draw from each source; fraction: the share to draw. Rows are drawn before the bad
+    ones among them are left out, so that all views and mended data draw the same. Drawn records keep their order.
+    InputError when a source cannot be read, or has no record, or fewer usable ones than `count`.
     """
     if view not in VIEW_NAMES:
         raise ValueError(f"unknown view {view!r}")
@@ -149,18 +181,22 @@ def open_corpus(
     for number, source in enumerate(sources):
         part = _open_part(source, images[number if len(images) > 1 else 0], cache)
         bad = part.rows.data.column(view).is_valid().to_numpy()
+        if not len(bad):
+            raise InputError(f"{source}: holds no record")
+        drawn = np.random.default_rng([seed, number]).permutation(len(bad))
+        if count is not None:
+            if count > (~bad).sum():
+                raise InputError(
+                    f"{source}: holds {(~bad).sum():,} usable records, and {count:,} are to be drawn from it"
+                )
+            drawn = drawn[: np.searchsorted(np.cumsum(~bad[drawn]), count) + 1]
+        else:
+            drawn = drawn[: max(1, round(fraction * len(bad)))]
+        drawn = np.sort(drawn)
         problems += [
-            Problem(row["where"], row["id"], row[view]) for row in (part.rows[int(i)] for i in np.flatnonzero(bad))
+            Problem(row["where"], row["id"], row[view]) for row in (part.rows[int(i)] for i in drawn[bad[drawn]])
         ]
-        usable = np.flatnonzero(~bad)
-        if not len(usable):
-            first = f"; the first: {problems[0]}" if problems else ""
-            raise InputError(f"{source}: holds no record that can be used{first}")
-        if count is not None and count > len(usable):
-            raise InputError(f"{source}: holds {len(usable):,} usable records, and {count:,} are to be drawn from it")
-        wanted = count if count is not None else max(1, round(fraction * len(usable)))
-        if wanted < len(usable):
-            usable = np.sort(np.random.default_rng([seed, number]).permutation(usable)[:wanted])
+        usable = drawn[~bad[drawn]]
         chosen.append(np.stack([np.full(len(usable), number), usable], axis=1).astype(np.int32))
         parts.append(part)
     return Corpus(parts, view, np.concatenate(chosen), problems)
@@ -171,14 +207,15 @@ def _open_part(source: str, images: Path | None, cache: Path | None) -> Part:
     path = existing(source) if local else Path()
     folder = cache or Path(config.HF_DATASETS_CACHE) / "dpa"
     code = "".join(file_hash(Path(__file__).with_name(name)) for name in ("readers.py", "corpus.py"))
+    own = path.parent if path.is_file() else path
     if local and path.is_file() and path.suffix != ".parquet" and path.stat().st_size < IN_MEMORY:
-        rows = Dataset(pa.Table.from_batches(_batches(read_rows(source), None), SCHEMA))
-        return Part(source, rows, images or path.parent)
+        rows = Dataset(pa.Table.from_batches(_batches(read_rows(source), folder), SCHEMA))
+        return Part(source, rows, images or own, folder)
     key = hashlib.sha256(f"{source} {source_hash(source)} {code}".encode()).hexdigest()[:24]
-    file, pictures = folder / f"{key}.arrow", folder / f"{key}-pictures"
+    file, told, pictures = folder / f"{key}.arrow", folder / f"{key}.json", folder / f"{key}-pictures"
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / f".{key}.lock"):  # of several processes one reads the source
-        if not file.is_file():
+        if not told.is_file() or not file.is_file() or json.loads(told.read_text())["sha256"] != file_hash(file):
             partial = file.with_suffix(".partial")
             title = f"reading {Path(source).name}"
             rows_read = iter(tqdm(read_rows(source), desc=title, unit="rec", leave=False, delay=2))
@@ -186,31 +223,29 @@ def _open_part(source: str, images: Path | None, cache: Path | None) -> Part:
                 for batch in _batches(rows_read, pictures):
                     writer.write_batch(batch)
             os.replace(partial, file)
-    if images is None:
-        images = pictures if pictures.is_dir() else path.parent if path.is_file() else path
-    return Part(source, Dataset.from_file(str(file)), images)
+            write_json(told, {"source": source, "sha256": file_hash(file)})
+    return Part(source, Dataset.from_file(str(file)), images or own, pictures)
 
 
-def _batches(rows: Iterator[Row], pictures: Path | None) -> Iterator[pa.RecordBatch]:
+def _batches(rows: Iterator[Row], pictures: Path) -> Iterator[pa.RecordBatch]:
     while batch := [_fields(row, pictures) for row in islice(rows, BATCH)]:
         yield pa.RecordBatch.from_pylist(batch, SCHEMA)
 
 
-def _fields(row: Row, pictures: Path | None) -> dict:
+def _fields(row: Row, pictures: Path) -> dict:
     """A row of the schema; a picture that the source holds itself is written to the folder `pictures`."""
-    if row.embedded is not None and pictures is not None:
+    if row.embedded is not None:
         assert row.image is not None
-        pictures.mkdir(exist_ok=True)
-        if not (pictures / row.image).is_file():
-            (pictures / row.image).write_bytes(row.embedded)
+        target = pictures / row.image  # named by its content
+        if not target.is_file() or target.stat().st_size != len(row.embedded):
+            pictures.mkdir(parents=True, exist_ok=True)
+            partial = target.with_name(f"{target.name}.{os.getpid()}.part")
+            partial.write_bytes(row.embedded)
+            os.replace(partial, target)
     roles, texts = zip(*row.turns, strict=True) if row.turns else ((), ())
     problems = {view: row.reason or problem_for(view, row.image, row.turns) for view in VIEW_NAMES}
-    size = sum(len(text.encode()) for text in texts)
-    return {
-        "where": row.where,
-        "id": row.id,
-        "image": row.image,
-        "roles": roles,
-        "texts": texts,
-        "size": size,
-    } | problems
+    sizes = [len(text.encode()) for text in texts]
+    answers = sum(size for role, size in zip(roles, sizes, strict=True) if role == "assistant")
+    fields: dict[str, Any] = {"where": row.where, "id": row.id, "image": row.image, "roles": roles, "texts": texts}
+    fields |= {"numbered": row.numbered, "embedded": row.embedded is not None, "size": sum(sizes), "answers": answers}
+    return fields | problems

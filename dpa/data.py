@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from dpa.errors import InputError, command
+from dpa.errors import InputError, command, first_line
 from dpa.images import image_size, open_image
 from dpa.loss import IGNORE
 from dpa.readers import IMAGE_MARK, VIEWS, Record, View
@@ -149,8 +150,7 @@ class Samples(Dataset):
 def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> Encoded:
     """Token ids of a conversation in the LLM's chat template and which of them are supervised: the assistant's turns.
 
-    The image mark stands first in its turn, as in LLaVA's preprocessing. The answers' spans are found by rendering the
-    conversation up to each of them, so any template whose rendering only grows will do.
+    The image mark stands first in its turn, as in LLaVA's preprocessing. InputError when the template refuses the turns.
     """
     messages = []
     for role, text in record.turns:
@@ -158,29 +158,76 @@ def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> Encod
             text = f"{image_mark}\n{text.replace(IMAGE_MARK, '').strip()}"
         messages.append({"role": role, "content": text})
 
-    def render(upto: int, prompt: bool) -> str:
+    def render(some: list[dict[str, str]], prompt: bool = False) -> str:
         try:
-            return tokenizer.apply_chat_template(messages[:upto], tokenize=False, add_generation_prompt=prompt)
-        except TemplateError as error:  # Gemma's refuses a system turn, others two turns of one role
+            return tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=prompt)
+        except (TemplateError, ValueError, TypeError) as error:  # Gemma's refuses a system turn, others two of one role
             raise InputError(
-                f"{record.where}: the tokenizer's chat template refuses it ({error}); change its turns"
+                f"{record.where}: the tokenizer's chat template refuses it ({first_line(error)}); change its turns"
             ) from None
 
-    whole = render(len(messages), False)
+    whole = render(messages)
+    spans = _spans_by_growing(messages, whole, render) or _spans_by_marks(messages, whole, render, tokenizer)
+    if spans is None:
+        raise InputError(
+            f"{record.where}: the tokenizer's chat template rewrites the texts of turns, so the answers cannot be told apart; use one that keeps them"
+        )
+    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
+    # an empty offset: a blank that the tokenizer trims
+    supervised = [
+        any(start >= s and end <= e and (end > start or start > s) for s, e in spans)
+        for start, end in encoded.offset_mapping
+    ]
+    return Encoded(encoded.input_ids, supervised)
+
+
+Spans = list[tuple[int, int]]
+
+
+def _spans_by_growing(messages: list[dict[str, str]], whole: str, render: Callable) -> Spans | None:
+    """The answers with their ends, found by rendering the conversation up to each; None where the rendering does not
+    only grow, or what grows begins with something else than the answer.
+    """
     spans = []
     for index, message in enumerate(messages):
         if message["role"] == "assistant":
-            before, after = render(index, True), render(index + 1, False)
+            if index == 0:
+                return None
+            before, after = render(messages[:index], True), render(messages[: index + 1])
+            grown = after.removeprefix(before)
             if not (after.startswith(before) and whole.startswith(after)):
-                raise InputError(
-                    f"{record.where}: the tokenizer's chat template rewrites earlier turns, so the answers cannot be told apart; use one that only appends"
-                )
+                return None
+            if not grown.lstrip().startswith(message["content"].strip()):
+                return None
             spans.append((len(before), len(after)))
-    encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
-    supervised = [
-        any(start >= s and end <= e for s, e in spans) and end > start for start, end in encoded.offset_mapping
-    ]
-    return Encoded(encoded.input_ids, supervised)
+    return spans
+
+
+def _spans_by_marks(messages: list[dict[str, str]], whole: str, render: Callable, tokenizer: Any) -> Spans | None:
+    """The answers, each with the special token that ends it, found by rendering marks in the texts' places: for templates
+    that write earlier turns otherwise than the last (Qwen3), or a heading that no generation prompt has.
+    """
+    marks = [f"<<turn {index} of {len(messages)}>>" for index in range(len(messages))]
+    skeleton = render([{**message, "content": mark} for message, mark in zip(messages, marks, strict=True)])
+    if any(skeleton.count(mark) != 1 for mark in marks):
+        return None
+    pieces = re.split("|".join(map(re.escape, marks)), skeleton)
+    spans: Spans = []
+    place, before = len(pieces[0]), pieces[0]
+    if not whole.startswith(pieces[0]):
+        return None
+    for message, piece in zip(messages, pieces[1:], strict=True):
+        texts = dict.fromkeys((message["content"], message["content"].strip()))
+        text = next((text for text in texts if whole.startswith(text + piece, place)), None)
+        if text is None:
+            return None
+        end = place + len(text)
+        if message["role"] == "assistant":
+            closing = next((t for t in tokenizer.all_special_tokens if piece.lstrip().startswith(t)), None)
+            begin = place - (len(before) - len(before.rstrip(" ")))  # a blank may be one token with the first word
+            spans.append((begin, end + (piece.index(closing) + len(closing) if closing else 0)))
+        place, before = end + len(piece), piece
+    return spans if place == len(whole) else None
 
 
 @dataclass(frozen=True)
@@ -233,12 +280,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m dpa.data", description=__doc__.split("\n")[0])
     add_recipe_flags(parser)
     parser.add_argument("--show", type=int, default=3, metavar="N", help="how many samples of each stage (default: 3)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training, which draws its records by it")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     flags = parser.parse_args(arguments)
     chosen = resolve(flags)
     colour = flags.color == "always" or (flags.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     for stage in stages_of(chosen, flags):
-        corpus = stage_corpus(chosen, stage, flags, seed=0)
+        corpus = stage_corpus(chosen, stage, flags, seed=flags.seed)
         settings = chosen.settings(stage)
         samples = Samples(corpus, VIEWS[stage], stage_processor(chosen, stage), max_length=settings.max_length)
         print(f"stage {stage}: {len(samples):,} records")

@@ -25,10 +25,10 @@ def command(main: Callable[..., int]) -> Callable[..., int]:
         try:
             return main(arguments)
         except InputError as error:
-            # from a data loader's worker it comes wrapped in the worker's traceback; the last line is ours
-            print(
-                f"error: {str(error).strip().splitlines()[-1].removeprefix('dpa.errors.InputError: ')}", file=sys.stderr
-            )
+            text = str(error).strip()
+            if "Traceback (most recent call last)" in text:  # from a data loader's worker; the last line is ours
+                text = text.splitlines()[-1].removeprefix("dpa.errors.InputError: ")
+            print("error: " + "\\n".join(text.splitlines()), file=sys.stderr)
         except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115  or the interpreter would complain at exit
             return 0

@@ -13,14 +13,16 @@ import argparse
 import json
 import os
 import threading
+import urllib.parse
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 
 from tqdm import tqdm
 
 from dpa.errors import InputError, command
-from dpa.images import MAX_BYTES, image_size
+from dpa.images import MAX_BYTES, open_image
 from dpa.readers import addresses, picture_name
 
 TIMEOUT = 20  # seconds without an answer
@@ -36,20 +38,28 @@ def fetch(address: str, folder: Path, where: str) -> None:
         raise InputError(f"{where}: {address[:120]!r} is no web address")
     partial = target.with_name(f"{target.name}.{threading.get_ident()}.part")
     try:
-        request = urllib.request.Request(address, headers={"User-Agent": "dpa-fetch"})
+        request = urllib.request.Request(_quoted(address), headers={"User-Agent": "dpa-fetch"})
         with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
             content = answer.read(MAX_BYTES + 1)
+            promised = answer.headers.get("Content-Length", "")
         if len(content) > MAX_BYTES:
             raise InputError(f"{where}: {address[:120]} has more than {MAX_BYTES:,} bytes")
+        if promised.isdigit() and len(content) < int(promised):
+            raise ValueError(f"{len(content)} of {promised} bytes came")
         partial.write_bytes(content)
-        image_size(folder, partial.name, where)
+        open_image(folder, partial.name, where)
         os.replace(partial, target)
     except InputError:
         raise
-    except (OSError, ValueError) as error:  # urllib's and http's errors, and a disk's
-        raise InputError(f"{where}: {address[:120]} cannot be had ({error})") from None
+    except (OSError, ValueError, HTTPException) as error:  # urllib's errors are OSErrors
+        raise InputError(f"{where}: {address[:120]!r} cannot be had ({error!r:.160})") from None
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _quoted(address: str) -> str:
+    """The address with what is no ASCII, or a space, written as it travels."""
+    return urllib.parse.quote(address, safe="%/:=&?~#+!$,;'@()*[]")
 
 
 def fetch_all(sources: list[str], folder: Path, jobs: int) -> dict[str, int]:
@@ -85,6 +95,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--images", type=Path, required=True, help="folder to store the pictures in")
     parser.add_argument("--jobs", type=int, default=32, help="pictures at a time")
     options = parser.parse_args(arguments)
+    if options.jobs < 1:
+        raise InputError(f"--jobs should be at least 1, got {options.jobs}")
     counts = fetch_all(options.data, options.images, options.jobs)
     print(f"{counts['there']:,} pictures are in {options.images}, {counts['failed']:,} could not be had")
     if counts["failed"]:

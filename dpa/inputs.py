@@ -26,9 +26,11 @@ def stage_sources(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> tu
     """(sources, folder of pictures of each or one for all) of a stage; the lab's are made if absent."""
     names = (chosen.instructions,) if stage == "instruct" else chosen.captions
     images = [flags.instruct_images] if stage == "instruct" else list(flags.images or [None])
-    if names[0].startswith("lab/"):
+    if any(name.startswith("lab/") for name in names):
         from dpa.lab.dataset import ensure
 
+        if len(names) > 1:
+            raise InputError(f"{', '.join(names)}: the lab's data are not mixed with others; give them alone")
         file, folder = ensure(flags.output, names[0])
         return [str(file)], [folder]
     for name in names:

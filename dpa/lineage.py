@@ -169,6 +169,14 @@ def write_json(path: Path, value) -> None:
     os.replace(temporary, path)
 
 
+def flush(folder: Path) -> None:
+    """Have the disk take all files of a folder, so that a power cut behind a rename finds them whole."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with open(path, "rb") as file:
+                os.fsync(file.fileno())
+
+
 def is_complete(folder: Path) -> bool:
     """Whether a stage folder was finished: its lineage is written last."""
     return (folder / LINEAGE).is_file()
@@ -177,10 +185,13 @@ def is_complete(folder: Path) -> bool:
 def read_lineage(folder: Path) -> dict:
     """The lineage of a finished folder; InputError when it is not finished or its lineage cannot be read."""
     try:
-        return json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
+        lineage = json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
+        if not isinstance(lineage, dict):
+            raise ValueError("it is no object")
+        return lineage
     except FileNotFoundError:
         raise InputError(
             f"{folder}: no {LINEAGE}, so this is not a finished stage; run the stage that makes it"
         ) from None
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # json's and the encoding's errors are ValueErrors
         raise InputError(f"{folder / LINEAGE}: not readable as JSON ({error}); run the stage again") from None

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jinja2 import TemplateError
 from tqdm import tqdm
 
 from dpa.errors import InputError, command
 from dpa.images import image_path, image_size, open_image
 from dpa.lineage import provenance, write_json
-from dpa.readers import VIEWS, Problem, Record, source_hash
+from dpa.readers import IMAGE_MARK, VIEWS, Problem, Record, source_hash
 
 if TYPE_CHECKING:
     from dpa.corpus import Corpus
@@ -186,27 +187,55 @@ def duplicates(corpus: Corpus) -> dict[int, Problem]:
 
 def for_training(corpus: Corpus, samples: Samples, budget: int) -> Findings:
     """What training checks before it starts: everything of up to `SMALL` records and pictures; of more, that pictures
-    exist (with a budget above 0 their headers), and the label masks of samples that could be too long.
+    exist (with a budget above 0 their headers), and the label masks of samples that could be too long, that spell the
+    image token, or whose turns are the first of their kind.
     """
     pictures = len({key for key in corpus.pictures() if key is not None}) if corpus.view != "text" else 0
     look: Look = "decode" if pictures <= SMALL else "header" if budget else "exists"
-    encode = None if len(corpus) <= SMALL else _long(corpus, samples)
+    encode = None if len(corpus) <= SMALL else _doubtful(corpus, samples)
     return scan(corpus, samples, look=look, encode=encode)
 
 
-def _long(corpus: Corpus, samples: Samples) -> np.ndarray:
-    """Indices of samples that may be longer than the limit: no tokenizer makes more tokens than a text has bytes."""
+def _doubtful(corpus: Corpus, samples: Samples) -> np.ndarray:
+    """Indices of samples whose label mask may be bad: one of each sequence of roles (which a chat template may refuse),
+    texts that spell the image token, and what may be longer than the limit, since no tokenizer makes more tokens than a text has bytes.
+    """
+    doubtful = np.zeros(len(corpus), bool)
+    if samples.view == "chat":
+        first: dict[tuple[str, ...], int] = {}
+        for index, roles in enumerate(corpus.role_sequences()):
+            first.setdefault(roles, index)
+        kinds = set(_refused(corpus, samples, first))
+        doubtful |= np.fromiter((roles in kinds for roles in corpus.role_sequences()), bool, len(corpus))
+    if samples.view != "text" and samples.processor.image_token != IMAGE_MARK:  # the records' marks are counted already
+        doubtful |= corpus.spells(samples.processor.image_token)
+    return np.flatnonzero(doubtful | _may_be_long(corpus, samples))
+
+
+def _refused(corpus: Corpus, samples: Samples, first: dict[tuple[str, ...], int]) -> Iterator[tuple[str, ...]]:
+    """The sequences of roles whose first record cannot be encoded."""
+    for roles, index in first.items():
+        try:
+            samples.encode(corpus[index])
+        except InputError:
+            yield roles
+
+
+def _may_be_long(corpus: Corpus, samples: Samples) -> np.ndarray:
     room = samples.max_length - 4
     if samples.view == "chat":
         turns = [{"role": "user", "content": ""}, {"role": "assistant", "content": ""}]
-        template = len(samples.tokenizer.apply_chat_template(turns, tokenize=False).encode())
+        try:
+            template = len(samples.tokenizer.apply_chat_template(turns, tokenize=False).encode())
+        except (TemplateError, ValueError, TypeError):  # none, or one that refuses empty turns
+            return np.ones(len(corpus), bool)
         sizes = corpus.sizes + template * corpus.num_turns
     else:
         sizes = corpus.sizes + 1
     if samples.view != "text":
         # four tiles at most and the whole picture, each as many as a square picture's, and a newline a row
         sizes = sizes + corpus.has_image * samples.num_image_tokens(None) * (6 if samples.tiled else 1)
-    return np.flatnonzero(sizes > room)
+    return sizes > room
 
 
 def report(corpus: Corpus, findings: Findings, sources: Sequence[str], look: Look, unit: str) -> dict:
@@ -275,14 +304,17 @@ def main(arguments: list[str] | None = None) -> int:
     add_recipe_flags(parser, required=False)
     parser.add_argument("--decode", action="store_true", help="decode each picture, not only its header")
     parser.add_argument("--jobs", type=int, help="processes (default: one a core)")
+    parser.add_argument("--seed", type=int, default=0, help="of the training, which draws its records by it")
     parser.add_argument("--json", type=Path, metavar="REPORT", help="also write the whole report as JSON")
     flags = parser.parse_args(arguments)
+    if flags.jobs is not None and flags.jobs < 1:
+        raise InputError(f"--jobs should be at least 1, got {flags.jobs}")
     look: Look = "decode" if flags.decode else "header"
     reports = {}
     if flags.recipe:
         chosen = resolve(flags)
         for stage in stages_of(chosen, flags):
-            corpus = stage_corpus(chosen, stage, flags, seed=0)
+            corpus = stage_corpus(chosen, stage, flags, seed=flags.seed)
             processor = stage_processor(chosen, stage)
             samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
             findings = scan(corpus, samples, look=look, jobs=flags.jobs)

@@ -76,7 +76,10 @@ class Problem:
 
 @dataclass(frozen=True)
 class Row:
-    """What a reader found: a record's fields, or why it could not be read. `embedded`: the picture's own bytes."""
+    """What a reader found: a record's fields, or why it could not be read.
+
+    numbered: it has no id of its own, but its number; embedded: the picture's own bytes.
+    """
 
     where: str
     id: str
@@ -84,6 +87,7 @@ class Row:
     turns: tuple[tuple[str, str], ...] = ()
     embedded: bytes | None = None
     reason: str | None = None
+    numbered: bool = False
 
 
 def read_rows(source: str) -> Iterator[Row]:
@@ -135,6 +139,8 @@ def problem_for(view: View, image: str | None, turns: tuple[tuple[str, str], ...
     if not answers or not all(text.strip() for text in answers):
         what = "answer" if view == "chat" else "caption"
         return f"the {what} is empty; give the 'gpt' turn a text or take the record out"
+    if view != "chat" and len(answers) > 1:
+        return f"{len(answers)} answers, and one caption a record is trained on; split the record"
     marks = sum(text.count(IMAGE_MARK) for role, text in turns if role != "assistant")
     if view == "pair" and image is None:
         return "no 'image' field; stage connector needs a picture for every caption"
@@ -172,8 +178,10 @@ def _json_lines(file, path: Path) -> Iterator[tuple[str, Any]]:
         if line.strip():
             try:
                 yield f"{path} line {number}", json.loads(line)
-            except json.JSONDecodeError as error:
-                reason = f"not valid JSON ({error.msg}); expected one record a line or one JSON array"
+            except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
+                reason = (
+                    f"not valid JSON ({getattr(error, 'msg', error)}); expected one record a line or one JSON array"
+                )
                 yield f"{path} line {number}", ValueError(reason)
 
 
@@ -209,6 +217,8 @@ def _json_array(file, path: Path) -> Iterator[tuple[str, Any]]:
                 if ended:
                     line += buffer.count("\n", place, error.pos)
                     raise invalid(error.msg) from None
+            except (ValueError, RecursionError) as error:
+                raise invalid(str(error)[:120]) from None
             else:
                 if ended or buffer[stop : stop + 1] in tuple(" \t\r\n,]"):  # else a number may go on in the next piece
                     number, line = number + 1, line + buffer.count("\n", place, stop)
@@ -235,10 +245,10 @@ def _read_fields(source: str) -> Iterator[tuple[str, Any]]:
             yield from _parquet(path)
         else:
             yield from read_json_records(path)
+    elif (path / "dataset_dict.json").is_file():
+        yield from _saved(path / "train")
     elif (path / "state.json").is_file():
-        from datasets import load_from_disk
-
-        yield from _table_rows(str(path), load_from_disk(str(path)))
+        yield from _saved(path)
     elif tables := sorted(path.rglob("*.parquet")):
         for table in tables:
             yield from _parquet(table)
@@ -251,8 +261,8 @@ def _read_fields(source: str) -> Iterator[tuple[str, Any]]:
                 text = picture.with_suffix(".txt").read_text(encoding="utf-8")
             except FileNotFoundError:
                 text = ""
-            except UnicodeDecodeError as error:
-                yield f"{path} picture {name}", ValueError(f"its text is not UTF-8 ({error.reason}); write it anew")
+            except (OSError, UnicodeDecodeError) as error:
+                yield f"{path} picture {name}", ValueError(f"its text cannot be read as UTF-8 ({error}); write it anew")
                 continue
             yield f"{path} picture {name}", {"id": name, "image": name, "caption": text}
     else:
@@ -271,8 +281,18 @@ def _parquet(path: Path) -> Iterator[tuple[str, Any]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path} row {number}", row
-    except (pyarrow.ArrowInvalid, OSError) as error:
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
         raise InputError(f"{path}: not a readable parquet file ({str(error).splitlines()[0][:160]})") from None
+
+
+def _saved(path: Path) -> Iterator[tuple[str, Any]]:
+    from datasets import load_from_disk
+
+    try:
+        yield from _table_rows(str(path), load_from_disk(str(path)))
+    except Exception as error:  # cut or foreign files fail in many ways there
+        reason = f"{type(error).__name__}: {str(error).splitlines()[0][:160] if str(error) else ''}"
+        raise InputError(f"{path}: cannot be read as datasets.save_to_disk writes it ({reason})") from None
 
 
 def _table_rows(name: str, table: Any) -> Iterator[tuple[str, Any]]:
@@ -316,11 +336,14 @@ def _row(where: str, fields: Any) -> Row:
             where, "", reason=f"expected an object with 'conversations', got {type(fields).__name__}; take it out"
         )
     given = fields.get("id")
-    identity = str(given) if given not in (None, "") else where.rsplit(" ", 1)[-1]
+    numbered = given in (None, "")
+    identity = where.rsplit(" ", 1)[-1] if numbered else str(given)
     where = f"{where} (id {identity!r})"
+    if not _is_text(identity):
+        return Row(where, repr(identity), reason=NO_TEXT)
     image, embedded, reason = _picture(fields)
-    if reason:
-        return Row(where, identity, reason=reason)
+    if reason or not _is_text(image or ""):
+        return Row(where, identity, reason=reason or NO_TEXT)
     conversations = fields.get("conversations", fields.get("messages"))
     if (
         conversations is None
@@ -339,24 +362,36 @@ def _row(where: str, fields: Any) -> Row:
         if role is None or not isinstance(text, str):
             shape = "{'from': 'human' or 'gpt', 'value': text}"
             return Row(where, identity, reason=f"a turn should be {shape}, got {str(turn)[:80]}")
-        try:
-            codecs.encode(text, "utf-8")
-        except UnicodeEncodeError:
-            return Row(where, identity, reason="its text holds half a surrogate pair, which is no character; mend it")
+        if not _is_text(text):
+            return Row(where, identity, reason=NO_TEXT)
         turns.append((role, text))
-    return Row(where, identity, image, tuple(turns), embedded)
+    return Row(where, identity, image, tuple(turns), embedded, numbered=numbered)
+
+
+NO_TEXT = "holds half a surrogate pair, which is no character; mend it"
+
+
+def _is_text(text: str) -> bool:
+    try:
+        codecs.encode(text, "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _picture(fields: dict) -> tuple[str | None, bytes | None, str | None]:
     """(path, bytes, reason) of a record's picture."""
-    name = next((f for f in IMAGE_FIELDS if fields.get(f) not in (None, "")), None)
+    # beside turns, a bare `url` may be a page that the text comes from
+    names = [name for name in IMAGE_FIELDS if name != "url" or not ("conversations" in fields or "messages" in fields)]
+    name = next((f for f in names if fields.get(f) not in (None, "")), None)
     if name is None:
         return None, None, None
     value = fields[name]
     if isinstance(value, dict) and set(value) == {"bytes", "path"}:  # how parquet files of the hub hold pictures
         if value["bytes"]:
-            suffix = Path(value["path"] or "").suffix
-            return hashlib.sha256(value["bytes"]).hexdigest() + suffix, value["bytes"], None
+            suffix = Path(str(value["path"] or "")).suffix.lower()
+            name = hashlib.sha256(value["bytes"]).hexdigest() + (suffix if suffix in PICTURES else "")
+            return name, value["bytes"], None
         value = value["path"]
     if not isinstance(value, str):
         return None, None, f"'{name}' should be one path, got {type(value).__name__}; one image a record is supported"

@@ -110,7 +110,13 @@ def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest:
         lineage["vision_tower"] = folder_hash(local_model(chosen.vision_tower, "tower"))
         lineage["names"]["vision_tower"] = chosen.vision_tower
     lineage["settings"] = settings
-    lineage["data"] = {Path(source).name: source_hash(source) for source in stage_sources(chosen, stage, flags)[0]}
+    sources, images = stage_sources(chosen, stage, flags)
+    lineage["data"] = {  # in order, and each by itself where several have one name
+        Path(source).name if len(sources) == 1 else f"{number} {Path(source).name}": source_hash(source)
+        for number, source in enumerate(sources, start=1)
+    }
+    if stage != "proxy":
+        lineage["images"] = [str(folder.resolve()) if folder else None for folder in images]
     lineage["parents"] = {}
     for parent in parents(chosen, stage):
         folder = stage_folder(flags.output, chosen, parent, seed)
@@ -164,6 +170,11 @@ def finished(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest: Sequ
             f"note: {folder} was trained by other code than this ({made.get('commit')}); delete it to train it again",
             file=sys.stderr,
         )
+    if made.get("images") != wanted.get("images"):
+        print(
+            f"note: {folder} was trained with the pictures of {made.get('images')}, not of {wanted.get('images')}; delete it to train it again",
+            file=sys.stderr,
+        )
     return True
 
 
@@ -203,10 +214,12 @@ def refuse_foreign_parents(chosen: Recipe, stage: Stage, flags: argparse.Namespa
             if is_complete(proxy):  # it may have been thrown away, as the paper does
                 wanted["proxy"], names["proxy"] = weights_hash(proxy), str(proxy)
         known = made | made.get("parents", {})
+        if parent == "proxy":
+            wanted.pop("vision_tower", None)
         for part, digest in wanted.items():
-            if part in known and known[part] != digest:
+            if known.get(part) != digest:
                 before = made.get("names", {}).get(part, "unknown")
                 raise InputError(
-                    f"{folder}: this {parent} was made for the {part} {before} ({known[part][:12]}), not for {names[part]} ({digest[:12]}); train it again, or give the one it was made for"
+                    f"{folder}: this {parent} was made for the {part} {before} ({str(known.get(part))[:12]}), not for {names[part]} ({digest[:12]}); train it again, or give the one it was made for"
                 )
     return found

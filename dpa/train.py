@@ -32,6 +32,7 @@ from dpa.errors import InputError, command
 from dpa.inputs import LEFT_OUT, LeftOut, find_left_out, stage_corpus
 from dpa.lineage import (
     LINEAGE,
+    flush,
     local_model,
     provenance,
     without_secrets,
@@ -69,7 +70,7 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     add_recipe_flags(parser)
     parser.add_argument(
         "--max-bad-samples",
-        type=int,
+        type=_count,
         default=0,
         help="how many bad (left out) or too long (cut) samples a stage may have; the stage's left_out.jsonl names them",
     )
@@ -82,9 +83,17 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
     return parser.parse_known_args(arguments)
 
 
+def _count(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"should be 0 or more, got {text!r}")
+    return int(text)
+
+
 def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
     """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the global batch."""
     from transformers import HfArgumentParser, TrainingArguments
+
+    from dpa.preflight import usable_cpus
 
     settings = chosen.settings(stage)
     by_length = settings.group_by_length
@@ -111,11 +120,11 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         "train_sampling_strategy": "group_by_length" if by_length else "random",
         "bf16": chosen.bf16,
         "activation_checkpointing": chosen.activation_checkpointing,
-        "dataloader_num_workers": chosen.num_workers,
+        "dataloader_num_workers": min(chosen.num_workers, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
     }
     if "output_dir" in given_arguments(rest):
         raise InputError("--output_dir is set by the stage; choose the folder of all runs with --output")
-    parser = HfArgumentParser(TrainingArguments)
+    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)
     known = {action.dest for action in parser._actions}
     if unknown := defaults.keys() - known:  # set_defaults would drop them silently
         raise RuntimeError(f"this transformers has no TrainingArguments {sorted(unknown)}")
@@ -136,6 +145,10 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
     if arguments.n_gpu > 1:
         raise InputError(
             f"{arguments.n_gpu} GPUs are visible to one process; start with torchrun, or set CUDA_VISIBLE_DEVICES"
+        )
+    if arguments.save_only_model:
+        raise InputError(
+            "--save_only_model leaves out what a run resumes from; the result is written apart in any case"
         )
     if arguments.save_total_limit == 1:
         raise InputError("--save_total_limit 1 leaves no complete checkpoint while the next is written; give 2 or more")
@@ -206,6 +219,7 @@ def run_stage(
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
             _write(export, writing, state)
+            flush(writing)
             made["weights"] = weights_hash(writing)
             left_out.write(writing)
             write_json(writing / "log.json", trainer.state.log_history)
@@ -258,7 +272,10 @@ def _open_partial(partial: Path, lineage: dict, left_out: LeftOut) -> Path | Non
     settings = partial / SETTINGS
     started = lineage | {"left_out": list(left_out.indices)}
     if settings.is_file():
-        before = json.loads(settings.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(settings.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise InputError(f"{settings}: not readable ({error}); start the stage again with --no-resume") from None
         refuse_other(before, lineage, partial)
         if before.get("left_out", []) != started["left_out"]:
             raise InputError(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 import sys
 import time
@@ -28,7 +29,7 @@ from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dpa.costs import peak_flops
 from dpa.errors import InputError
-from dpa.lineage import file_hash, write_json
+from dpa.lineage import file_hash, flush, write_json
 from dpa.loss import IGNORE, BatchLoss, batch_loss, num_items
 from dpa.methods import Weighting
 
@@ -179,6 +180,7 @@ class DPATrainer(Trainer):
             ) from None
         self.accelerator.wait_for_everyone()  # the other processes write parts too
         if self.args.should_save:  # last, so that a checkpoint cut short has none
+            flush(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
             marker = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER
             write_json(marker, self.engine() | {"files": _hashes(marker.parent)})
 
@@ -231,7 +233,7 @@ def trained_state(model: torch.nn.Module, state_dict: dict | None = None) -> dic
 
 def refuse_other_engine(checkpoint: Path, now: dict[str, Any]) -> None:
     """InputError when a checkpoint's optimiser cannot be taken over: DeepSpeed's parts belong to a number of processes."""
-    made = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    made = _written(checkpoint)
     fixed = now["engine"] == "deepspeed" and made["processes"] != now["processes"]
     if made["engine"] != now["engine"] or fixed:
         raise InputError(
@@ -241,15 +243,27 @@ def refuse_other_engine(checkpoint: Path, now: dict[str, Any]) -> None:
 
 def newest_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
     """The last complete and undamaged checkpoint of an unfinished stage; with `clean`, incomplete ones are removed."""
-    for path in sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rsplit("-", 1)[1]), reverse=True):
+    found = [path for path in folder.glob("checkpoint-*") if path.name.removeprefix("checkpoint-").isdigit()]
+    for path in sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")), reverse=True):
         if not (path / MARKER).is_file():
             if clean:
                 shutil.rmtree(path)
-        elif json.loads((path / MARKER).read_text(encoding="utf-8"))["files"] == _hashes(path):
+        elif _written(path).get("files") == _hashes(path):
             return path
         else:
             print(f"{path}: its files are not those that were written (a damaged disk?), passed over", file=sys.stderr)
+            if clean:  # out of the way of the steps to come
+                os.replace(path, path.with_name(f"damaged-{path.name}-{time.time_ns()}"))
     return None
+
+
+def _written(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint's marker tells; {} where it cannot be read."""
+    try:
+        told = json.loads((checkpoint / MARKER).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 class QuietProgress(ProgressCallback):

@@ -25,8 +25,11 @@ def server():
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self):
             asked.append(self.path)
-            content = {"/good.png": picture.getvalue(), "/page.png": b"<html>gone</html>"}.get(self.path)
+            whole = picture.getvalue()
+            content = {"/good.png": whole, "/page.png": b"<html>gone</html>", "/cut.png": whole[:40]}.get(self.path)
             self.send_response(200 if content else 404)
+            if self.path == "/cut.png":
+                self.send_header("Content-Length", str(len(whole)))
             self.end_headers()
             self.wfile.write(content or b"")
 
@@ -41,21 +44,23 @@ def server():
 
 def test_pictures_are_fetched_once_and_found_by_the_reader(server, tmp_path, capsys):
     root, asked = server
-    urls = [f"{root}/good.png", f"{root}/page.png", f"{root}/gone.png", "file:///etc/passwd", f"{root}/good.png"]
+    urls = [f"{root}/good.png", f"{root}/page.png", f"{root}/gone.png", "file:///etc/passwd", f"{root}/cut.png"]
+    urls += ["http://127.0.0.1:port/x.png", f"{root}/with a blank.png", f"{root}/good.png"]
     rows = [{"image_url": url, "caption": f"caption {number}"} for number, url in enumerate(urls)]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "pixmo.parquet")
     arguments = ["--data", str(tmp_path / "pixmo.parquet"), "--images", str(tmp_path / "images"), "--jobs", "2"]
     assert fetch.main(arguments) == 0
     assert "1 pictures are in" in capsys.readouterr().out and asked.count("/good.png") == 1
     failed = [json.loads(line) for line in (tmp_path / "images" / "not_fetched.jsonl").read_text().splitlines()]
-    assert {row["address"] for row in failed} == set(urls[1:4])
+    assert {row["address"] for row in failed} == set(urls[1:7])
     reasons = {row["address"]: row["reason"] for row in failed}
     assert "row 2" in reasons[urls[1]] and "not an image" in reasons[urls[1]]
     assert "404" in reasons[urls[2]] and "is no web address" in reasons[urls[3]]
+    assert "bytes came" in reasons[urls[4]] and "404" in reasons[urls[6]]
     assert {path.name for path in (tmp_path / "images").iterdir()} == {picture_name(urls[0]), "not_fetched.jsonl"}
     assert fetch.main(arguments) == 0 and asked.count("/good.png") == 1  # what is there is not fetched again
     corpus = open_corpus([str(tmp_path / "pixmo.parquet")], "pair", images=[tmp_path / "images"], cache=tmp_path)
-    assert open_image(corpus[4].images, corpus[4].image, corpus[4].where).size == (6, 4)
+    assert open_image(corpus[7].images, corpus[7].image, corpus[7].where).size == (6, 4)
 
 
 def test_a_set_without_addresses_is_named(tmp_path, capsys):

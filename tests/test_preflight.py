@@ -142,6 +142,32 @@ def test_headers_are_read_fast(folder):
     assert 300 / (time.perf_counter() - start) > 1000
 
 
+def test_turns_that_a_template_refuses_are_found_among_many(tmp_path, folder, lab_tokenizer, monkeypatch):
+    """Beyond SMALL a label mask is looked at where it may be bad: one of each sequence of roles, then all of a bad one."""
+    import copy
+
+    rows = [record(i) for i in range(60)]
+    for number in (7, 30):
+        rows[number]["conversations"].insert(0, {"from": "system", "value": "be kind"})
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    corpus = open_corpus([str(tmp_path / "d.json")], "chat", images=[folder])
+    tokenizer = copy.deepcopy(lab_tokenizer)
+    refusing = "{%- if messages[0]['role'] == 'system' -%}{{- raise_exception('no system') -}}{%- endif -%}"
+    tokenizer.chat_template = refusing + tokenizer.chat_template
+    samples = Samples(corpus, "chat", processing.build_processor(tokenizer, tiny_tower()), max_length=2000)
+    monkeypatch.setattr(preflight, "SMALL", 10)
+    found = preflight.for_training(corpus, samples, 5)
+    assert found.bad == [7, 30] and (found.lengths >= 0).sum() < 10
+
+
+def test_a_report_is_written_when_every_record_is_bad(tmp_path, folder):
+    (tmp_path / "d.json").write_text(json.dumps([record(i, caption=" ") for i in range(3)]))
+    arguments = ["--data", str(tmp_path / "d.json"), "--images", str(folder), "--output", str(tmp_path)]
+    assert preflight.main([*arguments, "--json", str(tmp_path / "r.json")]) == 1
+    whole = json.loads((tmp_path / "r.json").read_text())["stages"]["connector"]
+    assert (whole["records"], whole["usable"], len(whole["bad"])) == (3, 0, 3)
+
+
 def test_nothing_to_check_is_said(capsys):
     assert preflight.main([]) == 2
     assert "give --recipe, or --data" in capsys.readouterr().err

@@ -106,7 +106,8 @@ def test_pixmo_cap_by_address_and_with_pictures_inside(tmp_path):
     Image.new("RGB", (5, 3), "red").save(inside, "PNG")
     rows = [{"image": {"bytes": inside.getvalue(), "path": "x.png"}, "caption": "red"}]
     parquet.write_table(pa.Table.from_pylist(rows), tmp_path / "inside.parquet")
-    record = open_corpus([str(tmp_path / "inside.parquet")], "pair", cache=tmp_path / "cache")[0]
+    for images in (None, tmp_path / "elsewhere"):  # what a record holds itself is not looked for elsewhere
+        record = open_corpus([str(tmp_path / "inside.parquet")], "pair", cache=tmp_path / "cache", images=[images])[0]
     with Image.open(record.images / record.image) as image:
         assert image.size == (5, 3)
 
@@ -137,6 +138,12 @@ HOSTILE = {
     "wrong types": ({"id": 1, "image": 5, "conversations": "x"}, "should be one path"),
     "no turns": ({"id": "1", "conversations": []}, "list of turns"),
     "caption null": ({"id": "1", "image": "a.png", "caption": None}, "list of turns"),
+    "half a surrogate in the id": (llava(1) | {"id": "\ud800"}, "surrogate"),
+    "half a surrogate in the image": (llava(1, image="\ud800.png"), "surrogate"),
+    "two answers": (
+        {"id": "1", "image": "a.png", "conversations": llava(1)["conversations"] + [{"from": "gpt", "value": "more"}]},
+        "2 answers, and one caption a record",
+    ),
     "caption a number": ({"id": "1", "image": "a.png", "caption": 7}, "a turn should be"),
 }
 
@@ -150,6 +157,71 @@ def test_one_bad_record_among_good_ones_is_named_and_nothing_takes_its_place(tmp
     assert len(corpus.problems) == 1 and reason in str(corpus.problems[0]) and "record 2" in str(corpus.problems[0])
     with pytest.raises(InputError, match="record 2"):
         read_records(tmp_path / "d.json", "pair")
+
+
+def test_lines_that_overwhelm_the_parser_are_named(tmp_path):
+    lines = [json.dumps(llava(0)), "[" * 100_000, "9" * 5000, json.dumps(llava(3))]
+    (tmp_path / "d.jsonl").write_text("\n".join([lines[0], '{"a":' + lines[1], '{"a":' + lines[2] + "}", lines[3]]))
+    corpus = open_corpus([str(tmp_path / "d.jsonl")], "pair")
+    assert [record.id for record in corpus] == ["r0", "r3"]
+    assert [problem.where.rsplit(" ", 1)[-1] for problem in corpus.problems] == ["2", "3"]
+    (tmp_path / "d.json").write_text('[{"a":' + "[" * 100_000)
+    with pytest.raises(InputError, match="not valid JSON at line 1"):
+        open_corpus([str(tmp_path / "d.json")], "pair")
+
+
+def test_a_set_saved_with_splits_is_read_from_train_and_a_cut_one_named(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    rows = Dataset.from_list([{"id": "1", "image": "a.png", "caption": "x"}])
+    DatasetDict({"train": rows, "test": rows.select([])}).save_to_disk(tmp_path / "saved")
+    assert texts(open_corpus([str(tmp_path / "saved")], "pair", cache=tmp_path / "c")) == [("1", "a.png", "x")]
+    arrow = next((tmp_path / "saved" / "train").glob("*.arrow"))
+    arrow.write_bytes(arrow.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"train: cannot be read as datasets.save_to_disk"):
+        open_corpus([str(tmp_path / "saved")], "pair", cache=tmp_path / "c")
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path, monkeypatch):
+    monkeypatch.setattr(corpora, "IN_MEMORY", 0)
+    (tmp_path / "d.json").write_text(json.dumps([llava(i) for i in range(3000)]))
+    whole = texts(open_corpus([str(tmp_path / "d.json")], "pair", cache=tmp_path / "cache"))
+    file = next((tmp_path / "cache").glob("*.arrow"))
+    content = file.read_bytes()
+    file.write_bytes(content[: len(content) // 2] + bytes(len(content) - len(content) // 2))  # as a power cut leaves it
+    assert texts(open_corpus([str(tmp_path / "d.json")], "pair", cache=tmp_path / "cache")) == whole
+
+
+def test_views_and_mended_data_draw_the_same_records(tmp_path):
+    rows = [llava(i) for i in range(200)]
+    for number in range(0, 200, 9):
+        rows[number]["image"] = None  # no pair, but a text
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    text, pair = (open_corpus([str(tmp_path / "d.json")], view, fraction=0.2, seed=1) for view in ("text", "pair"))
+    drawn = {record.id for record in text}
+    assert len(drawn) == 40 and {record.id for record in pair} == {i for i in drawn if int(i[1:]) % 9}
+    assert len(pair.problems) == 40 - len(pair) > 0  # those drawn, not all of the file's
+
+
+def test_records_without_ids_are_no_duplicates_and_a_page_is_no_picture(tmp_path):
+    table = [{"image": f"{i}.png", "caption": str(i)} for i in range(2)]
+    (tmp_path / "shards").mkdir()
+    for shard in range(2):
+        parquet.write_table(pa.Table.from_pylist(table), tmp_path / "shards" / f"{shard}.parquet")
+    corpus = open_corpus([str(tmp_path / "shards")], "pair", cache=tmp_path / "cache")
+    assert len(corpus) == 4 and list(corpus.ids()) == [None] * 4
+    chat = {"id": "1", "url": "https://example.org", "conversations": llava(1, "<x>")["conversations"]}
+    chat["conversations"][0]["value"] = "what?"
+    (tmp_path / "chat.json").write_text(json.dumps([chat]))
+    assert read_records(tmp_path / "chat.json", "chat")[0].image is None
+
+
+def test_which_records_spell_a_token(tmp_path, monkeypatch):
+    rows = [llava(i, "a <|image_pad|> b" if i % 3 == 1 else "plain") for i in range(2500)]
+    (tmp_path / "d.json").write_text(json.dumps(rows))
+    corpus = open_corpus([str(tmp_path / "d.json")], "chat").without([0], [])
+    assert corpus.spells("<|image_pad|>").tolist() == [i % 3 == 1 for i in range(1, 2500)]
+    assert set(corpus.role_sequences()) == {("user", "assistant")}
 
 
 @pytest.mark.parametrize("name", ["absent.json", "empty", "no.parquet"])
@@ -205,7 +277,7 @@ def test_sizes_bound_tokens(tmp_path, lab_tokenizer):
     (tmp_path / "d.json").write_text(json.dumps([llava(i, caption) for i, caption in enumerate(captions)]))
     corpus = open_corpus([str(tmp_path / "d.json")], "text")
     for record, size in zip(corpus, corpus.sizes, strict=True):
-        assert len(lab_tokenizer(record.caption).input_ids) <= size
+        assert len(lab_tokenizer(record.caption).input_ids) <= size + 1  # a token that begins the text
 
 
 START = """

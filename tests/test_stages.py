@@ -228,3 +228,40 @@ def test_an_unfinished_stage_can_be_started_again(tiny_models, data, tmp_path, c
     arguments = command(tiny_models, data, tmp_path, recipe="small_vanilla", stage="connector")
     assert "was made with other settings" in fails([*arguments, "--resume"], capsys)
     assert train.main([*arguments, "--no-resume"]) == 0
+
+
+def test_two_sources_of_one_name_are_told_apart_and_the_lab_is_not_mixed(tiny_models, data, tmp_path, capsys):
+    rows = json.loads((data / "captions.json").read_text())
+    for name, some in (("a", rows[:20]), ("b", rows[20:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "captions.json").write_text(json.dumps(some))
+    files = [str(tmp_path / name / "captions.json") for name in "ab"]
+    arguments = command(tiny_models, data, tmp_path / "runs", recipe="small_vanilla", stage="connector")
+    place = arguments.index("--data")
+    both = [*arguments[: place + 1], *files, *arguments[place + 2 :]]
+    assert train.main(both) == 0
+    for other in ([files[1], files[0]], [files[1], files[1]], files[1:]):
+        assert "other data" in fails([*arguments[: place + 1], *other, *arguments[place + 2 :]], capsys)
+    assert train.main(both) == 0
+    lab = [*arguments[: place + 1], "lab/plain", files[0], *arguments[place + 2 :]]
+    assert "are not mixed with others" in fails(lab, capsys)
+
+
+def test_flags_that_would_break_resuming_or_are_misspelt_are_refused(tiny_models, data, tmp_path, capsys):
+    arguments = command(tiny_models, data, tmp_path, recipe="small_vanilla", stage="connector")
+    assert "--save_only_model leaves out" in fails([*arguments, "--save_only_model", "true"], capsys)
+    assert "--save_total_limit 1 leaves no" in fails([*arguments, "--save_total_limit", "1"], capsys)
+    assert "unknown flag '--see'" in fails([*arguments, "--see", "3"], capsys)
+
+
+@pytest.mark.parametrize("marker", [b"{", b"{}", b"\xff", b""])
+def test_an_unreadable_marker_is_a_damaged_checkpoint(tmp_path, marker):
+    from dpa.trainer import newest_checkpoint
+
+    (tmp_path / "checkpoint-3").mkdir()
+    (tmp_path / "checkpoint-3" / "weights").write_bytes(b"x")
+    (tmp_path / "checkpoint-3" / "complete").write_bytes(marker)
+    (tmp_path / "checkpoint-best").mkdir()
+    assert newest_checkpoint(tmp_path) is None
+    moved = [path.name for path in tmp_path.glob("damaged-checkpoint-3-*")]
+    assert len(moved) == 1 and not (tmp_path / "checkpoint-3").exists()  # kept, out of the way of new steps

@@ -83,6 +83,42 @@ def test_a_system_turn_is_read_and_not_supervised(family, tokenizer, tmp_path):
     assert len(masked(encoded, tokenizer)) == 1 and "You help." in tokenizer.decode(encoded.ids)
 
 
+QWEN3 = (  # a thought, empty here, stands before the last answer and is taken out of earlier ones
+    "{%- for m in messages -%}{{- '<|im_start|>' + m['role'] + '\\n' -}}{%- if m['role'] == 'assistant' and loop.last -%}"
+    "{{- '<think>\\n\\n</think>\\n\\n' -}}{%- endif -%}{{- m['content'].strip() + '<|im_end|>\\n' -}}{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"
+)
+HEADED = (  # knows no generation prompt
+    "{%- for m in messages -%}{{- m['role'] + ': ' + m['content'] + '<|im_end|>' -}}{%- endfor -%}"
+)
+
+
+@pytest.mark.parametrize("template", [QWEN3, HEADED])
+def test_templates_whose_rendering_does_not_only_grow(template, tokenizer, tmp_path):
+    tokenizer.chat_template = template
+    encoded = encode_chat(record(tmp_path, TURNS), tokenizer, "<|image_pad|>")
+    assert [run.strip() for run in masked(encoded, tokenizer)] == ["a red ball<|im_end|>", "still a ball<|im_end|>"]
+
+
+def test_a_chat_that_begins_with_the_assistant(tokenizer, tmp_path):
+    tokenizer.chat_template = CHATML
+    turns = [("gpt", "a red ball"), *TURNS[:1], ("gpt", "still a ball")]
+    encoded = encode_chat(record(tmp_path, turns), tokenizer, "<|image_pad|>")
+    assert [run.strip() for run in masked(encoded, tokenizer)] == ["a red ball<|im_end|>", "still a ball<|im_end|>"]
+
+
+def test_a_template_that_rewrites_the_answers_is_refused(tokenizer, tmp_path):
+    tokenizer.chat_template = "{%- for m in messages -%}{{- m['role'] + ': ' + m['content'] | upper -}}{%- endfor -%}"
+    with pytest.raises(InputError, match="rewrites the texts of turns"):
+        encode_chat(record(tmp_path, TURNS), tokenizer, "<|image_pad|>")
+
+
+def test_no_template_is_named(tokenizer, tmp_path):
+    tokenizer.chat_template = None
+    with pytest.raises(InputError, match=r"id '1'\).*chat template"):
+        encode_chat(record(tmp_path, TURNS), tokenizer, "<|image_pad|>")
+
+
 def test_a_turn_that_the_template_refuses_is_named(tokenizer, tmp_path):
     tokenizer.chat_template, tokenizer.bos_token = GEMMA, "<|endoftext|>"
     with pytest.raises(InputError, match=r"id '1'\).*System role not supported"):
