@@ -132,6 +132,10 @@ def run(chosen: Recipe, shared: Path, output: Path, *, processes: int, hidden: i
             "padding": [row["padding"] for row in rows if "padding" in row],
             "largest_difference_to_unbroken": difference(one, other),
         }
+    if unlike := [stage for stage, row in stages.items() if row["largest_difference_to_unbroken"]]:
+        raise InputError(
+            f"{output}: the resumed run ended in other weights than the unbroken one in {', '.join(unlike)}"
+        )
     return {
         "recipe": chosen.name,
         "killed_after_step_of_connector": killed_at,

@@ -70,7 +70,7 @@ def measure(chosen: Recipe, stage: Stage, options: argparse.Namespace) -> dict:
     """The figures of one stage, medians over `--steps` steps after two to warm up."""
     import torch
 
-    from dpa.costs import Shape, peak_flops, step_flops
+    from dpa.costs import Shape, memory_gib, peak_flops, step_flops
     from dpa.loss import batch_loss
     from dpa.model import freeze_for
 
@@ -121,12 +121,16 @@ def measure(chosen: Recipe, stage: Stage, options: argparse.Namespace) -> dict:
         "weights_gib": weights / 2**30,
         "loss": loss.mean.item(),
     }
+    if options.layers is None and options.hidden is None:  # the estimate has float32 states, 8 bytes a weight more
+        length = options.text_tokens + model.config.image_seq_length
+        whole = memory_gib(chosen, stage, 1, options.micro_batch, length, options.supervised_tokens)["DDP"]
+        figures["estimated_gib"] = whole - 8.0 * sum(p.numel() for p in trained) / 2**30
     if cuda:
         figures["peak_gib"] = torch.cuda.max_memory_allocated() / 2**30
         if peak := peak_flops(torch.cuda.get_device_name()):
             figures["mfu"] = flops.model / middle / peak
             figures["hardware_utilisation"] = figures["executed_flops_a_step"] / middle / peak
-            figures["estimated_seconds_at_mfu_0.4"] = figures["executed_flops_a_step"] / (0.4 * peak)
+            figures["estimated_seconds_at_mfu_0.4"] = flops.model / (0.4 * peak)
     return figures
 
 

@@ -55,6 +55,10 @@ def resolve(flags: argparse.Namespace) -> Recipe:
     if flags.weighting_form:
         weighting = dataclasses.replace(chosen.weighting, form=flags.weighting_form)
         chosen = dataclasses.replace(chosen, weighting=weighting)
+    if chosen.weighting.form == "released" and chosen.weighting.rule != "none" and "flash" in chosen.attention:
+        raise InputError(
+            "--weighting-form released keeps an image position that nothing attends to, which flash attention leaves out; choose --attention sdpa"
+        )
     needs = {"llm": "--llm", "captions": "--data", "vision_tower": "--vision-tower", "instructions": "--instruct-data"}
     unneeded = {"proxy": ("vision_tower", "instructions"), "connector": ("instructions",), "instruct": ("captions",)}
     for name, flag in needs.items():

@@ -208,7 +208,7 @@ DATA = {
 ASSUMPTIONS = (
     "tokens of a record: text BLIP-LCS 20, ShareGPT4V-PT 190, PixMo-Cap 230, Cambrian 250 (110 supervised); one "
     "picture of 576 tokens each (AnyRes: five tiles, 2,880)",
-    "hours: all that is computed, recomputation included, at --mfu of the dense bf16 peak, without padding, loading "
+    "hours: model FLOPs, recomputation not counted, at --mfu of the dense bf16 peak, without padding, loading "
     "and saving; stage proxy on short captions is bound by its many small steps and takes longer",
     "memory: bf16 weights and gradients, float32 master weights and Adam moments of what trains, activations of one "
     "micro-batch of long records (text of 100, 600 and 1,000 tokens, for Cambrian up to the stage's length), their "
@@ -295,7 +295,8 @@ def memory_gib(
         layer += 10.0 * samples * llm.heads * length**2
     inputs = 2.0 * tokens * llm.hidden * llm.layers
     activations = inputs + 2 * layer if recipe.activation_checkpointing else llm.layers * layer
-    logits = 8.0 * samples * supervised * llm.vocab  # float32 and their gradient
+    # bf16 logits, float32 copies, softmax and gradients, measured with the allocator's profile; Gemma-2's cap adds one
+    logits = (22.0 if "gemma-2" in recipe.llm else 18.0) * samples * supervised * llm.vocab
     gathered = 2.0 * max(2 * llm.matrices // llm.layers, llm.head)  # ZeRO-3 holds a layer, the next, or the embedding
     held = {
         "DDP": weights + states,
@@ -308,7 +309,7 @@ def memory_gib(
 def estimate(recipe: Recipe, gpus: int = 8, gpu: str = "h100", mfu: float = 0.4) -> dict[Stage, StageEstimate] | None:
     """The cost of each stage of a recipe on `gpus` devices; None where its LLM or its data are not on record here.
 
-    mfu: share of the peak that the device reaches, recomputation counted as work. InputError for an unknown device.
+    mfu: model FLOPs over the device's peak, recomputation not counted, as in the log of a training. InputError for an unknown device.
     """
     peak = peak_flops(gpu)
     if peak is None:
@@ -340,7 +341,7 @@ def _stage_estimate(recipe: Recipe, stage: Stage, gpus: int, speed: float) -> St
         mean_length=text + pictures,
         lora_rank=rank,
     )
-    gpu_hours = (flops.executed if recipe.activation_checkpointing else flops.model) / speed / 3600
+    gpu_hours = flops.model / speed / 3600
     long_text = min(max(s.long_text for s, _ in sources), settings.max_length - pictures)
     samples, _ = batch_plan(recipe, stage, gpus)
     memory = memory_gib(recipe, stage, gpus, samples, pictures + long_text, long_text * supervised / text)

@@ -163,7 +163,8 @@ SOURCES = {
     "caption_count": "paper, Table 8: 200K of each set; elsewhere all",
     "fraction": "paper, Tables 4 and 14; here one share for captions and instructions",
     "proxy": "paper: PMO",
-    "weighting": "paper: CMO clips to 0.05 and 0.5; CAL paper: logits to 1 and 5; released code falls back to 0 and 1",
+    "weighting": "paper: CMO clips to 0.05 and 0.5, each sample's weights sum to 1; CAL paper: logits to 1 and 5; the released "
+    "code falls back to 0 and 1 and normalises each micro-batch (--weighting-form released)",
     "weighted_stages": "paper: connector and instruct; Table 11 takes one away",
     **dict.fromkeys(("lora_rank", "lora_alpha"), "paper; released scripts agree; Tables 6 and 15 vary it"),
     "chat_template": "ours: the tokenizer's own; for Vicuna's, which has none, LLaVA-1.5's conversation",
@@ -179,8 +180,8 @@ SOURCES = {
     ),
     "instruct.pad": "released scripts; the paper is silent",
     "micro_batch": "released scripts, on 8 GPUs; changes no number, accumulation fills up to the global batch",
-    "group_by_length": "ours: the scripts group stage instruct alone; the same samples in another order, less padding",
-    "instruct.group_by_length": "released scripts, which group by modality too; the paper is silent",
+    "group_by_length": "ours: the scripts group stage instruct alone; random global batches, each in order of length",
+    "instruct.group_by_length": "released scripts, which part the modalities before; here global batches stay random",
     "proxy.pad": "no pictures in this stage",
     "connector.pad": "released scripts give no option, whose default scales and crops; the paper is silent",
 }
@@ -322,7 +323,9 @@ def recipe(name: str) -> Recipe:
 def text(value: Any) -> str:
     """A value as a person writes it."""
     if isinstance(value, Weighting):
-        return value.rule if value.rule == "none" else f"{value.rule} [{value.low:g}, {value.high:g}]"
+        return (
+            value.rule if value.rule == "none" else f"{value.rule} [{value.low:g}, {value.high:g}], {value.form} form"
+        )
     if isinstance(value, tuple):
         return " + ".join(value) or "(give it)"
     if value is None or isinstance(value, bool):

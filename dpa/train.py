@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -21,8 +22,8 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,19 +111,24 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         "save_strategy": "steps",
         "save_steps": 500,
         "save_total_limit": 2,
-        "logging_steps": 25,
+        "logging_steps": 1,
         "logging_nan_inf_filter": False,  # the default hides a loss that is no number, from HealthCheck too
         "report_to": "none",
         "seed": 0,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
+        "ddp_timeout": 6 * 3600,  # seconds: the main process fetches models and checks data while the others wait
         "ddp_find_unused_parameters": False,  # every trained weight has a gradient, see `connect_text_only`
         "train_sampling_strategy": "group_by_length" if by_length else "random",
         "bf16": chosen.bf16,
         "activation_checkpointing": chosen.activation_checkpointing,
         "dataloader_num_workers": min(chosen.num_workers, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
     }
-    if "output_dir" in given_arguments(rest):
+    given = given_arguments(rest)
+    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or "fsdp" in given:
+        # else each micro-batch but the last leaves whole gradients on every GPU
+        defaults["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+    if "output_dir" in given:
         raise InputError("--output_dir is set by the stage; choose the folder of all runs with --output")
     parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)
     known = {action.dest for action in parser._actions}
@@ -135,8 +141,17 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
             f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments"
         )
     batch, accumulate = namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps
-    namespace.per_device_train_batch_size = batch or settings.micro_batch or settings.global_batch
-    namespace.gradient_accumulation_steps = accumulate or 1
+    # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out; before an engine reads it
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if batch is None:
+        share = max(settings.global_batch // processes, 1)
+        batch = min(settings.micro_batch or share, share)
+    if accumulate is None and settings.global_batch % (batch * processes):
+        raise InputError(
+            f"recipe {chosen.name!r} has a global batch of {settings.global_batch}, which {batch * processes} samples a step do not divide; change --per_device_train_batch_size"
+        )
+    namespace.per_device_train_batch_size = batch
+    namespace.gradient_accumulation_steps = accumulate or settings.global_batch // (batch * processes)
     values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
     try:
         arguments = TrainingArguments(**values)
@@ -152,17 +167,6 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         )
     if arguments.save_total_limit == 1:
         raise InputError("--save_total_limit 1 leaves no complete checkpoint while the next is written; give 2 or more")
-    processes = max(arguments.world_size, 1)
-    if accumulate is None:  # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out
-        if batch is None and settings.global_batch % processes == 0:
-            share = settings.global_batch // processes
-            arguments.per_device_train_batch_size = min(settings.micro_batch or share, share)
-        share = arguments.per_device_train_batch_size * processes
-        if settings.global_batch % share:
-            raise InputError(
-                f"recipe {chosen.name!r} has a global batch of {settings.global_batch}, which {share} samples a step do not divide; change --per_device_train_batch_size"
-            )
-        arguments.gradient_accumulation_steps = settings.global_batch // share
     return arguments
 
 
@@ -173,6 +177,7 @@ def run_stage(
 
     left_out: what the checks found (`check_inputs`).
     """
+    import torch
     from filelock import FileLock
     from transformers import set_seed
 
@@ -188,15 +193,16 @@ def run_stage(
             if main_process:
                 print(f"{folder}: finished before, kept", flush=True)
             return folder
-        lineage = stage_lineage(chosen, stage, flags, rest)
-        found = refuse_foreign_parents(chosen, stage, flags, lineage)
+        lineage = _from_main(lambda: stage_lineage(chosen, stage, flags, rest), arguments)
+        found = _from_main(lambda: refuse_foreign_parents(chosen, stage, flags, lineage), arguments)
         left_out = left_out or LeftOut()
         if main_process and not flags.resume:
             shutil.rmtree(partial, ignore_errors=True)
         checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out), arguments)
         set_seed(arguments.seed)
         start = time.time()
-        trainer, export, about = _build(chosen, stage, found, flags, arguments, left_out)
+        with _whole_weights(arguments):
+            trainer, export, about = _build(chosen, stage, found, flags, arguments, left_out)
         if checkpoint:
             refuse_other_engine(checkpoint, trainer.engine())
         if main_process:
@@ -229,7 +235,29 @@ def run_stage(
             os.rename(writing, folder)
             shutil.rmtree(partial)
         trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.free_memory()  # an engine's hooks would keep the model beside the next stage's
+    del trainer, export, state
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
     return folder
+
+
+@contextmanager
+def _whole_weights(arguments: TrainingArguments) -> Iterator[None]:
+    """Load and compose with whole weights under ZeRO-3, which else shards them while they are read; it shards the model
+    when training starts.
+    """
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    settings = getattr(arguments, "hf_deepspeed_config", None)
+    if settings is not None:
+        unset_hf_deepspeed_config()
+    try:
+        yield
+    finally:
+        if settings is not None:
+            set_hf_deepspeed_config(settings)
 
 
 def _from_main(what: Callable[[], Any], arguments: TrainingArguments) -> Any:
@@ -254,9 +282,13 @@ def _write(export: Callable[[Path, dict | None], None], folder: Path, state: dic
     """Export, with a disk that fails as an OSError, whichever library was writing."""
     from safetensors import SafetensorError
 
+    from dpa.trainer import is_disk_error
+
     try:
         export(folder, state)
     except (SafetensorError, RuntimeError) as error:
+        if not is_disk_error(error):
+            raise
         raise InputError(
             f"{folder}: the result could not be written ({str(error).splitlines()[0][:160]}); free space and run again to resume"
         ) from None
@@ -357,17 +389,16 @@ def _build(
     rank = chosen.lora_rank if stage == "proxy" else None
 
     def flops(counts: dict[str, float]) -> float:
-        image = 0.0 if vision is None else counts["pictures"] * samples.num_image_tokens(None)
-        text = counts["tokens"] - image
+        text = counts["tokens"] - counts["image_tokens"]
         return step_flops(
             shape,
             stage,
             text_tokens=text,
             supervised_tokens=counts["labels"],
             mean_length=counts["tokens"] / counts["samples"],
-            picture_tokens=image,
+            picture_tokens=counts["image_tokens"],
             blind_tokens=text if weighting.rule != "none" else 0,
-            pictures=counts["pictures"],
+            pictures=counts["tiles"],
             lora_rank=rank,
             tower=eyes,
             tower_tokens=0 if vision is None else samples.patches + 1,

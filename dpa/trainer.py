@@ -15,7 +15,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import PreTrainedModel, Trainer, TrainerCallback
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
-from transformers.trainer_pt_utils import LengthGroupedSampler
 
 from dpa.costs import peak_flops
 from dpa.errors import InputError
@@ -36,7 +36,7 @@ from dpa.methods import Weighting
 TRAINED_WEIGHTS = "trained.safetensors"
 MARKER = "complete"
 PATIENCE = 100  # steps in which every relevance may lie at one bound before the run is stopped
-COUNTED = ("tokens", "places", "samples", "pictures", "labels", "nll", "at_low", "at_high", "relevance", "batches")
+COUNTED = ("tokens", "places", "samples", "image_tokens", "tiles", "labels", "nll", "at_low", "at_high", "relevance")
 
 
 class DPATrainer(Trainer):
@@ -62,7 +62,7 @@ class DPATrainer(Trainer):
         super().__init__(*args, **kwargs)
         self.weighting, self.step_flops = weighting, step_flops
         self._sums = dict.fromkeys(COUNTED, 0.0)
-        self._longest, self._since = 0, time.perf_counter()
+        self._longest, self._since = 0, 0.0
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -70,11 +70,10 @@ class DPATrainer(Trainer):
         self.add_callback(HealthCheck(weighting))
 
     def _get_train_sampler(self, train_dataset: Any = None):
-        """Reference: the released scripts group stage 3 by modality and length, on each process by itself."""
+        """Reference: the released scripts group stage 3 by length and, before that, by modality."""
         dataset = train_dataset if train_dataset is not None else self.train_dataset
         if self.args.train_sampling_strategy != "group_by_length" or not hasattr(dataset, "lengths"):
             return super()._get_train_sampler(train_dataset)
-        # whole global batches, so that the same samples meet however many processes share them
         batch = self.args.train_batch_size * self.args.gradient_accumulation_steps * max(self.args.world_size, 1)
         return GroupedByLength(batch, dataset.lengths, self.args.data_seed or self.args.seed)
 
@@ -86,12 +85,13 @@ class DPATrainer(Trainer):
         num_items_in_batch: Tensor | int | None = None,
     ):
         """This micro-batch's share of the global loss (the paper's CMO loss)."""
+        self._since = self._since or time.perf_counter()  # not from the set-up on
         unwrapped = self.accelerator.unwrap_model(model, keep_torch_compile=False)
         # accelerate wraps the model's own forward alone; the blind pass must run at the same precision
         with self.accelerator.autocast():
             loss = batch_loss(model, inputs, self.weighting, unwrapped)
         if model.training:
-            self._count(inputs, loss)
+            self._count(inputs, loss, getattr(unwrapped.config, "image_token_id", None))
         if num_items_in_batch is None:  # evaluation, or the released form
             share = loss.mean / (self.current_gradient_accumulation_steps if model.training else 1)
         else:
@@ -110,17 +110,21 @@ class DPATrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)
 
-    def _count(self, inputs: dict, loss: BatchLoss) -> None:
-        mask = inputs["attention_mask"]
-        pictures = inputs["pixel_values"].shape[0] if "pixel_values" in inputs else 0
-        counts = (mask.sum(), mask.numel(), len(mask), pictures, (inputs["labels"] != IGNORE).sum())
-        for name, value in zip(COUNTED, (*counts, loss.nll, loss.at_low, loss.at_high, loss.relevance, 1), strict=True):
+    def _count(self, inputs: dict, loss: BatchLoss, image_token: int | None = None) -> None:
+        mask, pixels = inputs["attention_mask"], inputs.get("pixel_values")
+        # several tiles a picture are padded with empty ones, which the tower does not see
+        tiles = 0 if pixels is None else len(pixels) if pixels.dim() == 4 else pixels.flatten(2).any(2).sum()
+        images = 0 if pixels is None else (inputs["input_ids"] == image_token).sum()
+        labels = (inputs["labels"] != IGNORE).sum()
+        means = (mean * labels for mean in (loss.nll, loss.at_low, loss.at_high, loss.relevance))
+        counts = (mask.sum(), mask.numel(), len(mask), images, tiles, labels, *means)
+        for name, value in zip(COUNTED, counts, strict=True):
             self._sums[name] = self._sums[name] + value  # on the device, without waiting for it
         self._longest = max(self._longest, mask.shape[1])
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Add to each log what was counted since the last one, over all processes."""
-        if "loss" in logs and self._sums["batches"]:
+        if "loss" in logs and self._sums["places"]:
             device = self.args.device
             sums = torch.stack(
                 [torch.as_tensor(v, dtype=torch.float64, device=device).detach() for v in self._sums.values()]
@@ -141,7 +145,7 @@ class DPATrainer(Trainer):
     def _measures(self, counts: dict[str, float], seconds: float) -> dict[str, float]:
         contrastive = self.weighting.rule != "none"
         means = ("nll", "at_low", "at_high", "relevance") if contrastive else ("nll",)
-        measures = {name: round(counts[name] / counts["batches"], 5) for name in means}
+        measures = {name: round(counts[name] / max(counts["labels"], 1), 5) for name in means}
         measures["tokens_per_s"] = round(counts["tokens"] / seconds, 1)
         measures["samples_per_s"] = round(counts["samples"] / seconds, 2)
         measures["padding"] = round(1 - counts["tokens"] / counts["places"], 4)
@@ -157,6 +161,13 @@ class DPATrainer(Trainer):
         """Whether an engine (FSDP, DeepSpeed) writes and reads the checkpoints' weights in its own layout."""
         return bool(self.is_fsdp_enabled or self.is_deepspeed_enabled)
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """A checkpoint's weights. An engine that shards them writes them with its optimiser, so nothing is gathered."""
+        if not self.shards_weights:
+            super().save_model(output_dir, _internal_call)
+        elif self.args.should_save:
+            Path(output_dir or self.args.output_dir).mkdir(parents=True, exist_ok=True)
+
     def gathered_state(self) -> dict[str, Tensor]:
         """All weights by the model's own names, whole, on the main process; every process must call it."""
         if self.is_deepspeed_enabled:
@@ -167,13 +178,15 @@ class DPATrainer(Trainer):
         folder = Path(output_dir or self.args.output_dir)
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
-            if not self.shards_weights:
-                save_file(trained_state(self.model, state_dict), folder / TRAINED_WEIGHTS)
+            save_file(trained_state(self.model, state_dict), folder / TRAINED_WEIGHTS)
 
     def _save_checkpoint(self, model: torch.nn.Module, trial: Any) -> None:
+        start = time.perf_counter()
         try:
             super()._save_checkpoint(model, trial)
-        except (OSError, SafetensorError, RuntimeError) as error:  # libraries name a full disk differently
+        except (OSError, SafetensorError, RuntimeError) as error:
+            if not is_disk_error(error):
+                raise
             reason = str(error).splitlines()[0][:160]
             raise InputError(
                 f"{self.args.output_dir}: the checkpoint of step {self.state.global_step} could not be written ({reason}); free space and run again to resume"
@@ -182,7 +195,8 @@ class DPATrainer(Trainer):
         if self.args.should_save:  # last, so that a checkpoint cut short has none
             flush(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
             marker = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}" / MARKER
-            write_json(marker, self.engine() | {"files": _hashes(marker.parent)})
+            write_json(marker, self.engine() | {"files": _hashes(marker.parent, self.engine()["engine"])})
+        self._since += time.perf_counter() - start  # the log's speeds are of training alone
 
     def engine(self) -> dict[str, Any]:
         """{"engine": plain, fsdp or deepspeed, "processes": their number}."""
@@ -203,25 +217,39 @@ class DPATrainer(Trainer):
         target.load_state_dict(state, strict=False)
 
 
-def _hashes(checkpoint: Path) -> dict[str, str]:
-    """SHA-256 of each file of a checkpoint, by its path in it."""
+def _hashes(checkpoint: Path, engine: str = "plain") -> dict[str, str | int]:
+    """SHA-256 of each file of a checkpoint by its path in it; of an engine's shards, whole models, the size in bytes."""
     files = (path for path in sorted(checkpoint.rglob("*")) if path.is_file() and path.name != MARKER)
-    return {str(path.relative_to(checkpoint)): file_hash(path) for path in files}
+    measure = file_hash if engine == "plain" else lambda path: path.stat().st_size
+    return {str(path.relative_to(checkpoint)): measure(path) for path in files}
 
 
-class GroupedByLength(LengthGroupedSampler):
-    """Samples of like length in a batch, in an order that follows from seed and epoch alone, so that a run resumes."""
+def is_disk_error(error: Exception) -> bool:
+    """Whether an error says that a file could not be written: libraries name a full disk differently."""
+    words = ("PytorchStreamWriter", "iostream", "No space left", "unexpected pos", "inline_container")
+    return isinstance(error, (OSError, SafetensorError)) or any(word in str(error) for word in words)
 
-    def __init__(self, batch_size: int, lengths: list[int], seed: int) -> None:
-        super().__init__(batch_size, lengths=lengths, generator=torch.Generator())
-        self.seed, self.epoch = seed, 0
+
+class GroupedByLength(Sampler[int]):
+    """Random global batches, each in order of length, so that its micro-batches hold samples of like length.
+
+    Which samples share a step is as random as without it, whatever the number of processes; the order follows from seed
+    and epoch alone, so that a run resumes.
+    """
+
+    def __init__(self, global_batch: int, lengths: Sequence[int], seed: int) -> None:
+        self.global_batch, self.lengths, self.seed, self.epoch = global_batch, torch.as_tensor(lengths), seed, 0
+
+    def __len__(self) -> int:
+        return len(self.lengths)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[int]:
-        self.generator.manual_seed(self.seed + self.epoch)
-        return super().__iter__()
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(self.seed + self.epoch))
+        for batch in order.split(self.global_batch):
+            yield from batch[self.lengths[batch].argsort(descending=True, stable=True)].tolist()
 
 
 def trained_state(model: torch.nn.Module, state_dict: dict | None = None) -> dict[str, Tensor]:
@@ -248,7 +276,7 @@ def newest_checkpoint(folder: Path, *, clean: bool = True) -> Path | None:
         if not (path / MARKER).is_file():
             if clean:
                 shutil.rmtree(path)
-        elif _written(path).get("files") == _hashes(path):
+        elif (told := _written(path)).get("files") == _hashes(path, told.get("engine", "plain")):
             return path
         else:
             print(f"{path}: its files are not those that were written (a damaged disk?), passed over", file=sys.stderr)

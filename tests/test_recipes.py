@@ -224,7 +224,7 @@ def test_listing_goes_by_table(capsys):
     assert recipes.main(["--table", "12"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "Table 12" and [line.split()[0] for line in lines[1:]] == list(TABLES["12"])
-    assert lines[1].endswith("as qwen2.5-7b_blip-lcs: weighting cmo [0, 1]")
+    assert lines[1].endswith("as qwen2.5-7b_blip-lcs: weighting cmo [0, 1], paper form")
 
 
 def test_mistakes_end_in_one_line(capsys):
