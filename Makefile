@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: table seeds real test test-all lint check-foundations clean
+.PHONY: table seeds real rehearsal test test-all lint check-foundations clean
 
 table: $(STAMP)
 	$(BIN)/python -m benchmarks.run --suite vision-centric
@@ -17,6 +17,9 @@ seeds: $(STAMP)  ## the lab's table over three seeds, into results/
 
 real: $(STAMP)  ## the three stages on real records with small models, into results/
 	$(BIN)/python -m benchmarks.real --publish results/real_small
+
+rehearsal: $(STAMP)  ## a paper-size recipe's whole path at two layers, killed and resumed, into results/
+	$(BIN)/python -m benchmarks.rehearsal --publish results/rehearsal
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
