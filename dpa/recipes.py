@@ -41,7 +41,7 @@ class StageSettings:
 
 PAPER_STAGES: dict[Stage, StageSettings] = {
     "proxy": StageSettings(4e-5, micro_batch=16, group_by_length=True),
-    "connector": StageSettings(2e-3, micro_batch=32, group_by_length=True, pad=False),
+    "connector": StageSettings(2e-3, micro_batch=16, group_by_length=True, pad=False),
     "instruct": StageSettings(4e-5, max_length=2048, micro_batch=8, group_by_length=True),
 }
 
@@ -179,7 +179,8 @@ SOURCES = {
         "released scripts; the paper is silent",
     ),
     "instruct.pad": "released scripts; the paper is silent",
-    "micro_batch": "released scripts, on 8 GPUs; changes no number, accumulation fills up to the global batch",
+    "micro_batch": "released scripts, on 8 GPUs; changes no number in the paper form, accumulation fills up",
+    "connector.micro_batch": "ours: long captions fit 80 GB; released scripts 32; changes no number in the paper form",
     "group_by_length": "ours: the scripts group stage instruct alone; random global batches, each in order of length",
     "instruct.group_by_length": "released scripts, which part the modalities before; here global batches stay random",
     "proxy.pad": "no pictures in this stage",
