@@ -67,6 +67,16 @@ def resolve(flags: argparse.Namespace) -> Recipe:
     return chosen
 
 
+def fill_without_recipe(flags: argparse.Namespace) -> None:
+    """For looking at data without a recipe: one stage (connector, unless another is given) of `small` on `--data`, with the
+    lab's LLM and tower where none is given.
+    """
+    flags.recipe, flags.stage = "small", "connector" if flags.stage == "all" else flags.stage
+    flags.llm, flags.vision_tower = flags.llm or "lab", flags.vision_tower or "lab"
+    if flags.stage == "instruct" and flags.data and not flags.instruct_data:
+        flags.instruct_data, flags.instruct_images = flags.data[0], (flags.images or [None])[0]
+
+
 def stages_of(chosen: Recipe, flags: argparse.Namespace) -> tuple[Stage, ...]:
     """The stages that `--stage` asks for."""
     return chosen.stages if flags.stage == "all" else (flags.stage,)

@@ -1,6 +1,7 @@
 """Training samples: label masks of the three views, pictures, batches.
 
-    python -m dpa.data --show 3 --recipe lab_ornate [--stage connector]    samples token by token, supervised or not
+    python -m dpa.data --show 3 --recipe lab_ornate [--stage connector]            samples token by token, supervised or not
+    python -m dpa.data --show 3 --data FILE --images DIR [--llm L] [--stage S]     the same without a recipe
 
 A record (`dpa.readers`) is seen in one of three views: `text` (stage 1: the caption alone), `pair` (stage 2: image,
 caption, newline, the plain format of LLaVA) and `chat` (stage 3: the LLM's own chat template, answers supervised).
@@ -274,15 +275,17 @@ def shown(samples: Samples, index: int, *, colour: bool) -> str:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    from dpa.arguments import add_recipe_flags, resolve, stages_of
+    from dpa.arguments import add_recipe_flags, fill_without_recipe, resolve, stages_of
     from dpa.inputs import stage_corpus, stage_processor
 
     parser = argparse.ArgumentParser(prog="python -m dpa.data", description=__doc__.split("\n")[0])
-    add_recipe_flags(parser)
+    add_recipe_flags(parser, required=False)
     parser.add_argument("--show", type=int, default=3, metavar="N", help="how many samples of each stage (default: 3)")
     parser.add_argument("--seed", type=int, default=0, help="of the training, which draws its records by it")
     parser.add_argument("--color", choices=("auto", "always", "never"), default="auto")
     flags = parser.parse_args(arguments)
+    if not flags.recipe:
+        fill_without_recipe(flags)
     chosen = resolve(flags)
     colour = flags.color == "always" or (flags.color == "auto" and sys.stdout.isatty() and "NO_COLOR" not in os.environ)
     for stage in stages_of(chosen, flags):

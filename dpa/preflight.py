@@ -2,6 +2,7 @@
 
     python -m dpa.preflight --recipe R [--data FILE ... --images DIR] [--json REPORT]   with label masks and lengths
     python -m dpa.preflight --data FILE ... --images DIR                                the records and pictures alone
+    python -m dpa.preflight --data FILE ... --images DIR --llm L --stage instruct       with an LLM's label masks
 
 Reads each record, each picture's header (`--decode`: the whole picture), each label mask; prints what is bad by source,
 line, id and reason, how often, and how long the samples are. Exit status 1 when a record is bad.
@@ -293,7 +294,7 @@ def as_text(whole: dict) -> str:
 
 @command
 def main(arguments: list[str] | None = None) -> int:
-    from dpa.arguments import add_recipe_flags, resolve, stages_of
+    from dpa.arguments import add_recipe_flags, fill_without_recipe, resolve, stages_of
     from dpa.corpus import open_corpus
     from dpa.data import Samples
     from dpa.inputs import stage_corpus, stage_processor, stage_sources
@@ -311,6 +312,8 @@ def main(arguments: list[str] | None = None) -> int:
         raise InputError(f"--jobs should be at least 1, got {flags.jobs}")
     look: Look = "decode" if flags.decode else "header"
     reports = {}
+    if flags.data and flags.llm and not flags.recipe:
+        fill_without_recipe(flags)
     if flags.recipe:
         chosen = resolve(flags)
         for stage in stages_of(chosen, flags):

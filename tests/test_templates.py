@@ -146,3 +146,17 @@ def test_the_command_shows_each_stage_token_by_token(data, tiny_models, tmp_path
     assert f"⟦{question[1]['value']}" in chat and question[0]["value"].split("\n")[1][:12] in chat.split("⟦")[0]
     assert reading.main([*flags, "--color", "always", "--stage", "proxy"]) == 0
     assert "\x1b[1;36m⟦" in capsys.readouterr().out
+
+
+def test_data_are_shown_and_checked_without_a_recipe(data, tmp_path, capsys):
+    from dpa import preflight
+
+    flags = ["--data", str(data / "questions.json"), "--output", str(tmp_path)]
+    assert reading.main([*flags, "--stage", "instruct", "--show", "1"]) == 0
+    assert "stage instruct: 21 records" in capsys.readouterr().out
+    assert preflight.main([*flags, "--stage", "instruct", "--llm", "lab"]) == 0
+    assert "length in tokens" in capsys.readouterr().out
+    assert reading.main(["--data", str(data / "captions.json"), "--show", "1", "--output", str(tmp_path)]) == 0
+    assert "[image, 9 tokens]⟦" in capsys.readouterr().out
+    assert reading.main(["--show", "1"]) == 2
+    assert "give --data" in capsys.readouterr().err
