@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from dpa.arguments import given_arguments
 from dpa.errors import InputError
 from dpa.inputs import stage_sources
 from dpa.lineage import file_hash, folder_hash, is_complete, local_model, read_lineage, tokenizer_hash
@@ -42,20 +43,6 @@ def stage_folder(output: Path, chosen: Recipe, stage: Stage, seed: int) -> Path:
     """Where a stage of a recipe stands. The proxy is the same for all methods of a family, so they share one folder."""
     owner = chosen.family if stage == "proxy" else chosen.name
     return output / (owner if seed == 0 else f"{owner}-seed{seed}") / stage
-
-
-def given_arguments(rest: Sequence[str]) -> dict[str, str]:
-    """{name: value} of TrainingArguments on a command line; a flag without a value is "true"."""
-    given: dict[str, str] = {}
-    name = None
-    for word in rest:
-        if word.startswith("--"):
-            name, _, value = word.removeprefix("--").partition("=")
-            name = name.replace("-", "_")
-            given[name] = value or "true"
-        elif name is not None:
-            given[name] = word if given[name] == "true" else f"{given[name]} {word}"
-    return given
 
 
 def seed_of(rest: Sequence[str]) -> int:

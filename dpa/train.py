@@ -13,7 +13,6 @@ accelerate launch, with the configurations in `dpa/launch/`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import gc
 import json
 import logging
@@ -27,7 +26,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa.arguments import add_recipe_flags, resolve, stages_of
+from dpa.arguments import add_recipe_flags, resolve, stages_of, training_arguments
 from dpa.card import write_card
 from dpa.errors import InputError, command
 from dpa.inputs import LEFT_OUT, LeftOut, find_left_out, stage_corpus
@@ -45,7 +44,6 @@ from dpa.recipes import Recipe
 from dpa.stages import (
     finished,
     finished_parents,
-    given_arguments,
     refuse_foreign_parents,
     refuse_other,
     seed_of,
@@ -88,86 +86,6 @@ def _count(text: str) -> int:
     if not text.isdigit():
         raise argparse.ArgumentTypeError(f"should be 0 or more, got {text!r}")
     return int(text)
-
-
-def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
-    """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the global batch."""
-    from transformers import HfArgumentParser, TrainingArguments
-
-    from dpa.preflight import usable_cpus
-
-    settings = chosen.settings(stage)
-    by_length = settings.group_by_length
-    defaults: dict[str, Any] = {
-        "output_dir": str(folder),
-        "learning_rate": settings.learning_rate,
-        "num_train_epochs": settings.epochs,
-        "max_steps": settings.max_steps,
-        "warmup_steps": settings.warmup,  # a share below 1 is taken of all steps
-        "lr_scheduler_type": settings.schedule,
-        "weight_decay": settings.weight_decay,
-        "per_device_train_batch_size": None,
-        "gradient_accumulation_steps": None,
-        "save_strategy": "steps",
-        "save_steps": 500,
-        "save_total_limit": 2,
-        "logging_steps": 1,
-        "logging_nan_inf_filter": False,  # the default hides a loss that is no number, from HealthCheck too
-        "report_to": "none",
-        "seed": 0,
-        "dataloader_pin_memory": False,
-        "remove_unused_columns": False,
-        "ddp_timeout": 6 * 3600,  # seconds: the main process fetches models and checks data while the others wait
-        "ddp_find_unused_parameters": False,  # every trained weight has a gradient, see `connect_text_only`
-        "train_sampling_strategy": "group_by_length" if by_length else "random",
-        "bf16": chosen.bf16,
-        "activation_checkpointing": chosen.activation_checkpointing,
-        "dataloader_num_workers": min(chosen.num_workers, usable_cpus() // int(os.environ.get("LOCAL_WORLD_SIZE", 1))),
-    }
-    given = given_arguments(rest)
-    if os.environ.get("ACCELERATE_USE_FSDP") == "true" or "fsdp" in given:
-        # else each micro-batch but the last leaves whole gradients on every GPU
-        defaults["accelerator_config"] = {"gradient_accumulation_kwargs": {"sync_each_batch": True}}
-    if "output_dir" in given:
-        raise InputError("--output_dir is set by the stage; choose the folder of all runs with --output")
-    parser = HfArgumentParser(TrainingArguments, allow_abbrev=False)
-    known = {action.dest for action in parser._actions}
-    if unknown := defaults.keys() - known:  # set_defaults would drop them silently
-        raise RuntimeError(f"this transformers has no TrainingArguments {sorted(unknown)}")
-    parser.set_defaults(**defaults)
-    namespace, unknown_flags = parser.parse_known_args(rest)
-    if unknown_flags:
-        raise InputError(
-            f"unknown flag {unknown_flags[0]!r}; `python -m dpa.train --help` lists ours, all others are TrainingArguments"
-        )
-    batch, accumulate = namespace.per_device_train_batch_size, namespace.gradient_accumulation_steps
-    # keep the recipe's global batch: from the micro-batch that is given, or by sharing it out; before an engine reads it
-    processes = int(os.environ.get("WORLD_SIZE", 1))
-    if batch is None:
-        share = max(settings.global_batch // processes, 1)
-        batch = min(settings.micro_batch or share, share)
-    if accumulate is None and settings.global_batch % (batch * processes):
-        raise InputError(
-            f"recipe {chosen.name!r} has a global batch of {settings.global_batch}, which {batch * processes} samples a step do not divide; change --per_device_train_batch_size"
-        )
-    namespace.per_device_train_batch_size = batch
-    namespace.gradient_accumulation_steps = accumulate or settings.global_batch // (batch * processes)
-    values = {f.name: getattr(namespace, f.name) for f in dataclasses.fields(TrainingArguments) if f.init}
-    try:
-        arguments = TrainingArguments(**values)
-    except (ValueError, TypeError) as error:
-        raise InputError(f"these TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
-    if arguments.n_gpu > 1:
-        raise InputError(
-            f"{arguments.n_gpu} GPUs are visible to one process; start with torchrun, or set CUDA_VISIBLE_DEVICES"
-        )
-    if arguments.save_only_model:
-        raise InputError(
-            "--save_only_model leaves out what a run resumes from; the result is written apart in any case"
-        )
-    if arguments.save_total_limit == 1:
-        raise InputError("--save_total_limit 1 leaves no complete checkpoint while the next is written; give 2 or more")
-    return arguments
 
 
 def run_stage(
