@@ -102,7 +102,11 @@ def given_arguments(rest: Sequence[str]) -> dict[str, str]:
 
 
 def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[str]):
-    """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the global batch."""
+    """The recipe's TrainingArguments with the command line's on top; the micro-batch defaults to the recipe's,
+    at most a process's share of the global batch, and accumulation fills up to it exactly.
+
+    InputError for an unknown flag, for batches that do not divide, and for what would break resuming.
+    """
     from transformers import HfArgumentParser, TrainingArguments
 
     from dpa.preflight import usable_cpus

@@ -212,7 +212,7 @@ ASSUMPTIONS = (
     "and saving; stage proxy on short captions is bound by its many small steps and takes longer",
     "memory: bf16 weights and gradients, float32 master weights and Adam moments of what trains, activations of one "
     "micro-batch of long records (text of 100, 600 and 1,000 tokens, for Cambrian up to the stage's length), their "
-    "logits with gradient in float32 at supervised positions; the framework's buffers come on top, leave 10 % free",
+    "logits at supervised positions, 18 bytes each (22 with Gemma-2's cap); the framework's buffers come on top, leave 10 % free",
 )
 
 
@@ -295,7 +295,7 @@ def memory_gib(
         layer += 10.0 * samples * llm.heads * length**2
     inputs = 2.0 * tokens * llm.hidden * llm.layers
     activations = inputs + 2 * layer if recipe.activation_checkpointing else llm.layers * layer
-    # bf16 logits, float32 copies, softmax and gradients, measured with the allocator's profile; Gemma-2's cap adds one
+    # bf16 logits, float32 copies, softmax and gradients, profiled on a CPU; Gemma-2's cap adds one
     logits = (22.0 if "gemma-2" in recipe.llm else 18.0) * samples * supervised * llm.vocab
     gathered = 2.0 * max(2 * llm.matrices // llm.layers, llm.head)  # ZeRO-3 holds a layer, the next, or the embedding
     held = {

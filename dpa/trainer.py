@@ -145,7 +145,8 @@ class DPATrainer(Trainer):
     def _measures(self, counts: dict[str, float], seconds: float) -> dict[str, float]:
         contrastive = self.weighting.rule != "none"
         means = ("nll", "at_low", "at_high", "relevance") if contrastive else ("nll",)
-        measures = {name: round(counts[name] / max(counts["labels"], 1), 5) for name in means}
+        # six digits that count, so that next to nothing is not told as nothing, nor next to all as all
+        measures = {name: float(f"{counts[name] / max(counts['labels'], 1):.6g}") for name in means}
         measures["tokens_per_s"] = round(counts["tokens"] / seconds, 1)
         measures["samples_per_s"] = round(counts["samples"] / seconds, 2)
         measures["padding"] = round(1 - counts["tokens"] / counts["places"], 4)
