@@ -171,6 +171,12 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
     try:
         arguments = TrainingArguments(**values)
     except (ValueError, TypeError) as error:
+        if "use_cpu" in str(error):
+            raise InputError(
+                f"recipe {chosen.name!r} trains in bf16 on a GPU, and there is none; --use_cpu true runs it here, and python -m benchmarks.rehearsal rehearses it small"
+                if chosen.bf16
+                else "--bf16 wants a GPU, and there is none; add --use_cpu true to have it on the CPU"
+            ) from None
         raise InputError(f"these TrainingArguments do not go together: {str(error).splitlines()[0]}") from None
     if arguments.n_gpu > 1:
         raise InputError(

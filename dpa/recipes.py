@@ -284,9 +284,9 @@ def recipe(name: str) -> Recipe:
     except KeyError:
         import difflib
 
-        near = difflib.get_close_matches(name, RECIPES, n=3)
-        families = ", ".join(sorted({r.family for r in RECIPES.values()}))
-        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {families};"
+        near = difflib.get_close_matches(name, RECIPES, n=3) or [row for row in RECIPES if row.startswith(name)][:3]
+        begin = ", ".join(sorted({row.split("_")[0] for row in RECIPES}))
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are names that begin with {begin};"
         raise InputError(f"unknown recipe {name!r}; {hint} `python -m dpa.recipes` lists all") from None
 
 
