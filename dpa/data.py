@@ -27,6 +27,7 @@ from torch.utils.data import Dataset
 from dpa.errors import InputError, command, first_line
 from dpa.images import image_size, open_image
 from dpa.loss import IGNORE
+from dpa.packing import arrange
 from dpa.readers import IMAGE_MARK, VIEWS, Record, View
 
 CHARACTERS_A_TOKEN = 4  # of English under the paper's tokenizers, roughly: lengths for grouping need no better
@@ -233,24 +234,55 @@ def _spans_by_marks(messages: list[dict[str, str]], whole: str, render: Callable
 
 @dataclass(frozen=True)
 class Collator:
-    """Pad samples at the right to one batch: input_ids, labels, attention_mask [B, L], pixel_values [I, 3, S, S] if any
-    (several tiles a picture: [I, P, 3, S, S], padded with empty tiles, and image_sizes [I, 2]).
+    """Samples as one batch: input_ids, labels, attention_mask [B, L], pixel_values [I, 3, S, S] if any (several tiles a
+    picture: [I, P, 3, S, S], padded with empty tiles, and image_sizes [I, 2]), blind_log_p and blind_logit [B, L] if any.
+
+    A row is a sample, padded at the right. packed: a row holds as many samples as fit beside the longest (`flat`: one row
+    all of them), with position_ids [B, L] from 0 in each; pictures are in the order in which rows are read, and a
+    sample's first token, which nothing predicts, has no label.
     """
 
     pad_token_id: int
+    packed: bool = False
+    flat: bool = False
 
     def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-        ids = [sample["input_ids"] for sample in samples]
-        batch = {
-            "input_ids": pad_sequence(ids, batch_first=True, padding_value=self.pad_token_id),
-            "labels": pad_sequence([sample["labels"] for sample in samples], batch_first=True, padding_value=IGNORE),
-            "attention_mask": pad_sequence([torch.ones_like(row) for row in ids], batch_first=True),
+        rows: list[dict[str, Any]] = [s | {"attention_mask": torch.ones_like(s["input_ids"])} for s in samples]
+        if self.packed:
+            rows = self._pack(rows)
+        filler = {"input_ids": self.pad_token_id, "labels": IGNORE}
+        batch: dict[str, Tensor] = {
+            name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=filler.get(name, 0))
+            for name in ("input_ids", "labels", "attention_mask", "position_ids", "blind_log_p", "blind_logit")
+            if name in rows[0]
         }
-        if pictures := [sample["pixel_values"] for sample in samples if "pixel_values" in sample]:
-            batch["pixel_values"] = pad_sequence(pictures, batch_first=True)
-        if sizes := [sample["image_sizes"] for sample in samples if "image_sizes" in sample]:
+        pictures = [picture for row in rows for picture in row.get("pictures", [row.get("pixel_values")])]
+        if any(picture is not None for picture in pictures):
+            batch["pixel_values"] = pad_sequence([p for p in pictures if p is not None], batch_first=True)
+        sizes = [size for row in rows for size in row.get("sizes", [row.get("image_sizes")]) if size is not None]
+        if sizes:
             batch["image_sizes"] = torch.stack(sizes)
         return batch
+
+    def _pack(self, samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
+        """Rows as samples of their own, with their pictures in lists."""
+        rows = arrange([len(sample["input_ids"]) for sample in samples], flat=self.flat)
+        packed: list[dict[str, Any]] = []
+        for number in range(rows.num_rows):
+            places = [i for i in range(len(samples)) if rows.rows[i] == number]
+            own = [samples[i] for i in sorted(places, key=lambda i: rows.offsets[i])]
+            row: dict[str, Any] = {
+                "pictures": [s.get("pixel_values") for s in own],
+                "sizes": [s.get("image_sizes") for s in own],
+            }
+            for name in ("input_ids", "attention_mask", "labels", "blind_log_p", "blind_logit"):
+                if name in own[0]:
+                    row[name] = torch.cat([sample[name] for sample in own])
+            lengths = [len(sample["input_ids"]) for sample in own]
+            row["position_ids"] = torch.cat([torch.arange(n) for n in lengths])
+            row["labels"][row["position_ids"] == 0] = IGNORE
+            packed.append(row)
+        return packed
 
 
 def shown(samples: Samples, index: int, *, colour: bool) -> str:

@@ -4,7 +4,8 @@ Two hops from the command: `dpa.train` -> `dpa.trainer` -> `batch_loss`. To try 
 and, if it needs something other than label scores, here.
 
 Reference: the released code keeps about six float32 tensors of all positions x vocabulary, image positions included, and
-runs its second pass in evaluation too. Here only the slots whose label counts reach the vocabulary, in both passes.
+runs its second pass in evaluation too. Here only the slots whose label counts reach the vocabulary, in both passes, a
+chunk at a time (`dpa.scores`).
 """
 
 from __future__ import annotations
@@ -16,12 +17,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpa.blind import blind_label_scores, label_scores
+from dpa.blind import blind_label_scores
 from dpa.errors import InputError
 from dpa.methods import Weighting
+from dpa.packing import sequence_ids
+from dpa.scores import LabelScores, scoring, with_graph_of
 from dpa.weighting import scored_slots, weights
 
 IGNORE = -100
+TINY = 1e-12
 
 
 @dataclass(frozen=True)
@@ -29,7 +33,7 @@ class BatchLoss:
     """`total` is the numerator (scalar, with gradient) and `num_items` what to divide it by over the global batch."""
 
     total: Tensor
-    num_items: int
+    num_items: int | Tensor
     nll: Tensor  # unweighted negative log-likelihood per label token, nats, without gradient: comparable between rules
     at_low: Tensor  # share of label tokens whose relevance was clipped at the lower bound, without gradient
     at_high: Tensor  # at the upper
@@ -38,34 +42,37 @@ class BatchLoss:
     @property
     def mean(self) -> Tensor:
         """The loss of the batch taken alone."""
-        return self.total / max(self.num_items, 1)
+        number = self.num_items
+        return self.total / (number.clamp(min=TINY) if isinstance(number, Tensor) else max(number, 1))
 
 
-def num_items(labels: Tensor, weighting: Weighting) -> int:
-    """What the loss of labels [B, L] is divided by: label tokens (`none`), samples with labels (paper form), 1 (released).
+def num_items(batch: Mapping[str, Tensor], weighting: Weighting) -> int | None:
+    """What the loss of a batch is divided by: label tokens (`none`), samples with labels (weights normalised by sample),
+    1 (by `rank`). None for `global`: the sum of the weights, which is known once they are.
 
     The paper normalises the weights per sample and sums over samples; the mean over the global batch keeps the
     learning rate independent of the batch size.
     """
-    supervised = labels[:, 1:] != IGNORE
+    supervised = batch["labels"][:, 1:] != IGNORE
     if weighting.rule == "none":
         return int(supervised.sum())
-    return int(supervised.any(1).sum()) if weighting.form == "paper" else 1
+    if weighting.normalisation == "sample":
+        return len(sample_numbers(batch)[:, :-1][supervised].unique())
+    return 1 if weighting.normalisation == "rank" else None
+
+
+def sample_numbers(batch: Mapping[str, Tensor]) -> Tensor:
+    """Number of the sample that each place [B, L] of a batch belongs to; packed rows (`position_ids`) hold several."""
+    if "position_ids" in batch:
+        return sequence_ids(batch["position_ids"])
+    rows = torch.arange(len(batch["labels"]), device=batch["labels"].device)
+    return rows[:, None].expand_as(batch["labels"])
 
 
 def text_model(model: torch.nn.Module) -> torch.nn.Module:
     """The decoder stack (embeddings to last hidden state) of a LLaVA model or of a causal LM, PEFT-wrapped or not."""
     base = model.get_base_model() if hasattr(model, "get_base_model") else model
     return getattr(base.model, "language_model", base.model)
-
-
-def _softcap(model: torch.nn.Module) -> float | None:
-    """Gemma-2's final cap where transformers leaves it out: inside LLaVA and LLaVA-NeXT. A causal LM's forward applies it.
-
-    Reference: the released CMO path drops the cap; vanilla training with the released code keeps it. We keep it, since
-    the probabilities that the weights compare are those the LLM was trained with.
-    """
-    return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
 def num_image_features(config: Any, num_images: int, image_sizes: Tensor | None = None) -> int:
@@ -102,72 +109,102 @@ def batch_loss(
     model: a LLaVA model or a causal LM, possibly wrapped for data parallel (then `unwrapped` is the module inside).
     batch: attention_mask [B, L], labels [B, L] (-100: unsupervised, image positions included) and either input_ids
     [B, L] (with pixel_values [I, 3, S, S] if there are images; AnyRes: [I, P, 3, S, S], pictures with fewer tiles padded,
-    and image_sizes [I, 2], height and width) or inputs_embeds [B, L, H] with image_mask [B, L].
+    and image_sizes [I, 2], height and width) or inputs_embeds [B, L, H] with image_mask [B, L]. Packed rows also have
+    position_ids [B, L], from 0 in each sample and each stretch of padding, and no label at a sample's first token.
+    blind_log_p, blind_logit [B, L], valid where labels are: p(token | text) from the cache, in place of the blind pass.
     InputError when there are not as many image tokens as image features.
     """
     inner = unwrapped if unwrapped is not None else model
-    labels, attention_mask = batch["labels"], batch["attention_mask"]
-    targets = labels[:, 1:]
+    targets = batch["labels"][:, 1:]
     supervised = targets != IGNORE  # (B, T)
     contrastive = weighting.rule != "none"
     scored = scored_slots(supervised, weighting.form) if contrastive else supervised
-    inputs = {key: batch[key] for key in ("input_ids", "inputs_embeds", "pixel_values", "image_sizes") if key in batch}
-    is_llava = hasattr(inner.config, "image_token_id") and hasattr(inner.config, "text_config")
-    if is_llava and "input_ids" in batch and "pixel_values" not in batch:
-        _refuse_other_count(inner.config, batch)  # transformers would take the image token's embedding for a feature
-    try:
-        outputs = model(
-            **inputs,
-            attention_mask=attention_mask,
-            use_cache=False,
-            logits_to_keep=torch.nn.functional.pad(scored, (0, 1)),
-        )
-    except ValueError:
-        if is_llava and "input_ids" in batch:
-            _refuse_other_count(inner.config, batch)
-        raise
-    seen = label_scores(outputs.logits, targets[scored].clamp(min=0), _softcap(inner) if is_llava else None)
+    scored_labels = targets[scored].clamp(min=0)
+    with scoring(inner, scored_labels) as found:
+        returned = _forward(model, inner, batch, torch.nn.functional.pad(scored, (0, 1)))
+    seen = with_graph_of(found[0], returned.logits)
     nll = -seen.log_p[supervised[scored]]  # (N,)
 
     zero = nll.new_zeros(())
     if not contrastive:
-        return BatchLoss(nll.sum(), num_items(labels, weighting), nll.detach().mean(), zero, zero, zero)
+        return BatchLoss(nll.sum(), num_items(batch, weighting) or 0, nll.detach().mean(), zero, zero, zero)
 
-    decoder = text_model(inner)
-    if hasattr(inner, "unshard"):  # FSDP2 may have sharded embeddings and head again after the forward they belong to
-        inner.unshard()
-    image_mask = (
-        batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
-    )
-    embeds = batch["inputs_embeds"] if "inputs_embeds" in batch else decoder.get_input_embeddings()(batch["input_ids"])
-    image_features = getattr(outputs, "image_hidden_states", None)
-    if image_features is not None and weighting.form == "released":
-        embeds = embeds.detach().masked_scatter(image_mask[..., None], image_features.detach().to(embeds.dtype))
-    blind = blind_label_scores(
-        decoder,
-        inner.get_output_embeddings(),
-        embeds.detach(),
-        attention_mask,
-        image_mask,
-        scored,
-        targets[scored].clamp(min=0),
-        seen,
-        form=weighting.form,
-        softcap=_softcap(inner),
-    )
+    if "blind_log_p" in batch:
+        blind = LabelScores(batch["blind_log_p"][:, 1:][scored], batch["blind_logit"][:, 1:][scored])
+    else:
+        features = getattr(returned, "image_hidden_states", None)
+        blind = _blind(inner, batch, scored, scored_labels, seen, features, weighting)
     with torch.no_grad():
         difference = seen.log_p.exp() - blind.log_p.exp() if weighting.rule == "cmo" else seen.logit - blind.logit
         relevance = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
-        relevance[scored] = difference
-        weight = weights(relevance, supervised, weighting)
+        relevance[scored] = difference.float()
+        weight = weights(relevance, supervised, weighting, sample_numbers(batch)[:, :-1])[supervised]
         label_relevance = relevance[supervised]
         at_low = (label_relevance <= weighting.low).float().mean()
         at_high = (label_relevance >= weighting.high).float().mean()
+    divisor = num_items(batch, weighting)
     return BatchLoss(
-        (weight[supervised] * nll).sum(),
-        num_items(labels, weighting),
+        (weight * nll).sum(),
+        weight.sum() if divisor is None else divisor,
         nll.detach().mean(),
         at_low,
         at_high,
         label_relevance.mean(),
+    )
+
+
+def _forward(model: torch.nn.Module, inner: torch.nn.Module, batch: Mapping[str, Tensor], keep: Tensor) -> Any:
+    """The seen pass, logits at `keep` [B, L]. InputError when the batch's image tokens do not fit its pictures."""
+    names = ("input_ids", "inputs_embeds", "pixel_values", "image_sizes", "position_ids")
+    inputs = {name: batch[name] for name in names if name in batch}
+    if "position_ids" not in batch:  # packed rows are told by their positions, and have none
+        inputs["attention_mask"] = batch["attention_mask"]
+    is_llava = hasattr(inner.config, "image_token_id") and hasattr(inner.config, "text_config")
+    if is_llava and "input_ids" in batch and "pixel_values" not in batch:
+        _refuse_other_count(inner.config, batch)  # transformers would take the image token's embedding for a feature
+    try:
+        return model(**inputs, use_cache=False, logits_to_keep=keep)
+    except ValueError:
+        if is_llava and "input_ids" in batch:
+            _refuse_other_count(inner.config, batch)
+        raise
+
+
+def _blind(
+    inner: Any,
+    batch: Mapping[str, Tensor],
+    scored: Tensor,
+    scored_labels: Tensor,
+    seen: LabelScores,
+    image_features: Tensor | None,
+    weighting: Weighting,
+) -> LabelScores:
+    """The blind pass of a batch, at the scored slots."""
+    decoder, head = text_model(inner), inner.get_output_embeddings()
+    if hasattr(inner, "unshard"):  # FSDP2 may have sharded embeddings and head again after the forward they belong to
+        inner.unshard()
+
+    def score(hidden: Tensor, labels: Tensor) -> LabelScores:
+        with scoring(inner, labels) as found:
+            head(hidden)
+        return found[0]
+
+    image_mask = (
+        batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
+    )
+    embeds = batch["inputs_embeds"] if "inputs_embeds" in batch else decoder.get_input_embeddings()(batch["input_ids"])
+    if image_features is not None and weighting.form == "released":
+        embeds = embeds.detach().masked_scatter(image_mask[..., None], image_features.detach().to(embeds.dtype))
+    return blind_label_scores(
+        decoder,
+        score,
+        embeds.detach(),
+        batch["attention_mask"].bool(),
+        image_mask,
+        scored,
+        scored_labels,
+        seen,
+        form=weighting.form,
+        positions=batch.get("position_ids"),
+        vocab_size=head.weight.shape[0],
     )

@@ -105,7 +105,7 @@ class DPATrainer(Trainer):
         """
         if not batch_samples or (self.weighting.rule != "none" and self.weighting.form == "released"):
             return None
-        count = torch.tensor(sum(num_items(batch["labels"], self.weighting) for batch in batch_samples), device=device)
+        count = torch.tensor(sum(num_items(batch, self.weighting) or 0 for batch in batch_samples), device=device)
         if self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
         return count.clamp(min=1)

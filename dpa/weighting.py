@@ -41,28 +41,37 @@ def scored_slots(supervised: Tensor, form: Form) -> Tensor:
     return scored.view_as(supervised)
 
 
-def weights(relevance: Tensor, supervised: Tensor, weighting: Weighting) -> Tensor:
+def weights(relevance: Tensor, supervised: Tensor, weighting: Weighting, samples: Tensor | None = None) -> Tensor:
     """Weights [B, T] float32 of the label tokens, 0 at unsupervised slots; without gradient (the paper's w).
 
-    relevance [B, T]: seen minus blind score, valid at `scored_slots(supervised, form)`.
-    Paper form: each sample's weights sum to 1 (0 for a sample without labels). Released form: all of them together do.
+    relevance [B, T]: seen minus blind score, valid at `scored_slots(supervised, form)`. samples [B, T]: number of the
+    sample that a slot belongs to, where a row holds several (below B x (T + 1)); None: a row is a sample.
+    Normalised by name: each sample's weights sum to 1 (0 for a sample without labels); or all of them together do
+    (`rank`); `global` ones are left as they are, since their sum is known only when the whole batch has been seen.
     """
     clipped = relevance.detach().float().clamp(weighting.low, weighting.high)
-    pooled = _pool_within_samples(clipped, supervised) if weighting.form == "paper" else _pool_flat(clipped)
+    number = (samples if samples is not None else torch.arange(len(clipped), device=clipped.device)[:, None]).expand_as(
+        supervised
+    )
+    pooled = _pool_within_samples(clipped, supervised, number) if weighting.form == "paper" else _pool_flat(clipped)
     pooled = pooled * supervised
-    if weighting.form == "paper":
-        total = pooled.sum(dim=1, keepdim=True)
-        return pooled / torch.where(total > 0, total, torch.ones_like(total))
-    # Reference: normalised over the micro-batch, so a sample of low relevance (or a short one) gets a smaller share.
-    return pooled / (pooled.sum() + RELEASED_EPSILON)
+    if weighting.normalisation == "global":
+        return pooled
+    if weighting.normalisation == "rank":
+        # Reference: over the micro-batch, so a sample of low relevance (or a short one) gets a smaller share.
+        total = pooled.sum() + (RELEASED_EPSILON if weighting.form == "released" else 0.0)
+    else:
+        sums = pooled.new_zeros(number.numel() + len(number)).index_add(0, number.flatten(), pooled.flatten())
+        total = sums[number]
+    return pooled / torch.where(total > 0, total, torch.ones_like(total))
 
 
-def _pool_within_samples(values: Tensor, supervised: Tensor) -> Tensor:
+def _pool_within_samples(values: Tensor, supervised: Tensor, number: Tensor) -> Tensor:
     """Mean of each label token and its neighbours among the label tokens of the same sample, [B, T]."""
-    row = supervised.nonzero()[:, 0]  # (N,) sample of each label token, in order
+    sample = number[supervised]  # (N,) of each label token, in order
     flat = values[supervised]  # (N,)
     total, count = flat.clone(), torch.ones_like(flat)
-    same = (row[1:] == row[:-1]).to(flat.dtype)
+    same = (sample[1:] == sample[:-1]).to(flat.dtype)
     total[1:] += flat[:-1] * same
     total[:-1] += flat[1:] * same
     count[1:] += same

@@ -79,9 +79,9 @@ def test_rules_differ():
 
 def test_what_a_loss_is_divided_by():
     labels = torch.tensor([[1, 2, -100, 3], [5, -100, -100, -100]])
-    assert num_items(labels, NONE) == 2  # the first token of a row has nothing that predicts it
-    assert num_items(labels, CMO) == 1
-    assert num_items(labels, released(CMO)) == 1
+    assert num_items({"labels": labels}, NONE) == 2  # the first token of a row has nothing that predicts it
+    assert num_items({"labels": labels}, CMO) == 1
+    assert num_items({"labels": labels}, released(CMO)) == 1
 
 
 def golden_file(path, rule: Weighting, family: str = "qwen2"):

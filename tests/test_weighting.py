@@ -22,12 +22,31 @@ def grids(draw):
 
 
 @settings(max_examples=200, deadline=None)
-@given(grids(), st.sampled_from(("paper", "released")))
-def test_weights_equal_the_loops(grid, form):
+@given(grids(), st.sampled_from(("paper", "released")), st.sampled_from((None, "sample", "rank", "global")))
+def test_weights_equal_the_loops(grid, form, normalise):
     relevance, supervised, low, high = grid
-    ours = weights(torch.tensor(relevance), torch.tensor(supervised), Weighting("cmo", low, high, form=form))
-    loops = (oracle.paper_weights if form == "paper" else oracle.released_weights)(relevance, supervised, low, high)
+    rule = Weighting("cmo", low, high, form=form, normalise=normalise)
+    ours = weights(torch.tensor(relevance), torch.tensor(supervised), rule)
+    function = oracle.paper_weights if form == "paper" else oracle.released_weights
+    loops = function(relevance, supervised, low, high, rule.normalisation)
     torch.testing.assert_close(ours, torch.tensor(loops, dtype=torch.float32), atol=2e-6, rtol=1e-5)
+
+
+@settings(max_examples=60, deadline=None)
+@given(grids(), st.sampled_from(("sample", "rank", "global")))
+def test_samples_behind_one_another_in_a_row_weigh_as_in_rows_of_their_own(grid, normalise):
+    relevance, supervised, low, high = grid
+    rule = Weighting("cmo", low, high, normalise=normalise)
+    grid_of = torch.tensor(relevance), torch.tensor(supervised)
+    apart = weights(*grid_of, rule)
+    numbers = torch.arange(len(relevance)).repeat_interleave(len(relevance[0]))[None]
+    packed = weights(grid_of[0].reshape(1, -1), grid_of[1].reshape(1, -1), rule, numbers)
+    torch.testing.assert_close(packed.view_as(apart), apart, atol=1e-6, rtol=1e-5)
+
+
+def test_each_form_has_its_normalisation():
+    assert Weighting("cmo").normalisation == "sample" and Weighting("cmo", form="released").normalisation == "rank"
+    assert Weighting("cmo", normalise="global").normalisation == "global"
 
 
 @settings(max_examples=100, deadline=None)
@@ -77,7 +96,9 @@ def test_weights_carry_no_gradient():
     assert not weights(relevance, torch.ones(2, 5, dtype=torch.bool), CMO).requires_grad
 
 
-@pytest.mark.parametrize("bad", [{"rule": "cosmos"}, {"form": "draft"}, {"low": 0.9, "high": 0.1}])
+@pytest.mark.parametrize(
+    "bad", [{"rule": "cosmos"}, {"form": "draft"}, {"normalise": "world"}, {"low": 0.9, "high": 0.1}]
+)
 def test_a_wrong_rule_is_named(bad):
     with pytest.raises(ValueError, match=str(next(iter(bad.values())))):
         Weighting(**({"rule": "cmo"} | bad))
