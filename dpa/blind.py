@@ -22,7 +22,7 @@ from dpa.scores import LabelScores
 def blind_label_scores(
     decoder: torch.nn.Module,
     score: Callable[[Tensor, Tensor], LabelScores],
-    inputs_embeds: Tensor,
+    embed: Callable[[Tensor], Tensor],
     real: Tensor,
     image_mask: Tensor,
     scored: Tensor,
@@ -35,8 +35,9 @@ def blind_label_scores(
 ) -> LabelScores:
     """Scores of the labels without the image, for the `scored` slots in row-major order ([N]).
 
-    decoder: the text model; score: (hidden [n, H], labels [n]) -> their scores, through lm_head.
-    inputs_embeds [B, L, H] of the pass with the image; real, image_mask [B, L] bool: no padding; image tokens.
+    decoder: the text model; score: (hidden [n, H], labels [n]) -> their scores, through lm_head; embed: indices [n] of
+    places in the flattened batch -> their embeddings [n, H] in the pass with the image.
+    real, image_mask [B, L] bool: no padding; image tokens.
     scored [B, L-1] bool: the slots of the shifted grid; labels [N]: the tokens they predict; seen: their scores with
     the image. positions [B, L]: of packed rows, from 0 in each sample; None: a row is a sample, padded at the right.
 
@@ -73,15 +74,28 @@ def blind_label_scores(
     if not len(wanted):
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             # weights that an engine shards are gathered by all processes together, and the others may have images
-            score(decode(decoder, inputs_embeds[0, :1], position[:1], [1]), labels[:1])
+            score(decode(decoder, embed(index[:1]), position[:1], [1]), labels[:1])
         return LabelScores(log_p, logit)
     # the last place of each sample that anything asked for depends on; -1: nothing of the sample is
     needed = torch.full_like(index, -1).scatter_reduce(0, first[wanted], wanted, "amax")[first]
     kept = ((text | query) & (index <= needed)).nonzero()[:, 0]
     lengths = first[kept].unique_consecutive(return_counts=True)[1].tolist()
     keys = None if form == "paper" else text[kept]
-    hidden = decode(decoder, inputs_embeds.flatten(0, 1)[kept], position[kept], lengths, keys)
+    hidden = decode(decoder, embed(kept), position[kept], lengths, keys)
     place = torch.zeros_like(index).index_copy(0, kept, torch.arange(len(kept), device=kept.device))
     scores = score(hidden[place[wanted]], labels[asked])
     log_p[asked], logit[asked] = scores.log_p.to(log_p.dtype), scores.logit.to(logit.dtype)
     return LabelScores(log_p, logit)
+
+
+UNSEEN = LabelScores(torch.tensor(math.inf), torch.tensor(-math.inf))  # stands where a score is made of the seen one
+
+
+@torch.no_grad()
+def completed(kept: LabelScores, seen: LabelScores, vocab_size: int) -> LabelScores:
+    """Scores [N] that were computed without a seen pass (`UNSEEN` as their seen ones), with what they lack of it: the seen
+    scores of samples without an image, and the logit of a label that no text stands before.
+    """
+    as_seen = kept.log_p.isposinf()
+    uniform = torch.where(kept.logit.isneginf(), seen.log_partition - math.log(vocab_size), kept.logit)
+    return LabelScores(torch.where(as_seen, seen.log_p, kept.log_p), torch.where(as_seen, seen.logit, uniform))

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
+from dpa.cache import RowCache
 from dpa.errors import InputError, command, first_line
 from dpa.images import image_size, open_image
 from dpa.loss import IGNORE
@@ -46,10 +47,12 @@ class Samples(Dataset):
 
     processor: a LLaVA processor for the views with images, a tokenizer for `text`. Sequences longer than `max_length`
     are cut at the right as in the released code. InputError when the cut leaves no label or splits the image.
+    With `blind` (`dpa.blind_cache`) also blind_log_p and blind_logit [L], valid where labels are.
     """
 
     def __init__(self, records: Sequence[Record], view: View, processor: Any, *, max_length: int = 8192) -> None:
         self.records, self.view, self.max_length = records, view, max_length
+        self.blind: RowCache | None = None  # p(token | text) of each label, once it is filled
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tiled = "Next" in type(processor).__name__
@@ -64,15 +67,25 @@ class Samples(Dataset):
         image = None
         if self.view != "text" and record.image is not None:
             image = open_image(record.images, record.image, record.where)
-        encoded = self.cut(record, self.encode(record, image.size if image is not None else None))
-        labels = [t if label else IGNORE for t, label in zip(encoded.ids, encoded.supervised, strict=True)]
-        sample = {"input_ids": torch.tensor(encoded.ids), "labels": torch.tensor(labels)}
+        ids, labels = self.tokens(index, image.size if image is not None else None)
+        sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
+        if self.blind is not None:
+            scores = torch.zeros(len(ids), 2)
+            is_label = sample["labels"] != IGNORE
+            is_label[0] = False  # nothing predicts the first token
+            scores[is_label] = torch.from_numpy(self.blind.read(index))
+            sample["blind_log_p"], sample["blind_logit"] = scores.unbind(1)
         if image is not None:
             pixels = self.processor.image_processor(image, return_tensors="pt")
             sample["pixel_values"] = pixels["pixel_values"][0]
             if "image_sizes" in pixels:
                 sample["image_sizes"] = torch.as_tensor(pixels["image_sizes"][0])
         return sample
+
+    def tokens(self, index: int, size: tuple[int, int] | None = None) -> tuple[list[int], list[int]]:
+        """(token ids, labels) of a sample, each [L]; `size`: (width, height) of its picture where that is known already."""
+        encoded = self.cut(self.records[index], self.encode(self.records[index], size))
+        return encoded.ids, [t if label else IGNORE for t, label in zip(encoded.ids, encoded.supervised, strict=True)]
 
     def encode(self, record: Record, size: tuple[int, int] | None = None) -> Encoded:
         """The record's tokens, uncut; `size`: (width, height) of its picture where that is known already.

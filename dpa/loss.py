@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dpa.blind import blind_label_scores
+from dpa.blind import blind_label_scores, completed
 from dpa.errors import InputError
-from dpa.methods import Weighting
+from dpa.methods import CMO, Weighting
 from dpa.packing import sequence_ids
 from dpa.scores import LabelScores, scoring, with_graph_of
 from dpa.weighting import scored_slots, weights
@@ -111,7 +111,8 @@ def batch_loss(
     [B, L] (with pixel_values [I, 3, S, S] if there are images; AnyRes: [I, P, 3, S, S], pictures with fewer tiles padded,
     and image_sizes [I, 2], height and width) or inputs_embeds [B, L, H] with image_mask [B, L]. Packed rows also have
     position_ids [B, L], from 0 in each sample and each stretch of padding, and no label at a sample's first token.
-    blind_log_p, blind_logit [B, L], valid where labels are: p(token | text) from the cache, in place of the blind pass.
+    blind_log_p, blind_logit [B, L], valid where labels are: p(token | text) from `dpa.blind_cache`, in place of the blind
+    pass (paper form).
     InputError when there are not as many image tokens as image features.
     """
     inner = unwrapped if unwrapped is not None else model
@@ -130,10 +131,11 @@ def batch_loss(
         return BatchLoss(nll.sum(), num_items(batch, weighting) or 0, nll.detach().mean(), zero, zero, zero)
 
     if "blind_log_p" in batch:
-        blind = LabelScores(batch["blind_log_p"][:, 1:][scored], batch["blind_logit"][:, 1:][scored])
+        kept = LabelScores(batch["blind_log_p"][:, 1:][scored], batch["blind_logit"][:, 1:][scored])
+        blind = completed(kept, seen, inner.get_output_embeddings().weight.shape[0])
     else:
         features = getattr(returned, "image_hidden_states", None)
-        blind = _blind(inner, batch, scored, scored_labels, seen, features, weighting)
+        blind = blind_scores(inner, batch, scored, scored_labels, seen, features, weighting)
     with torch.no_grad():
         difference = seen.log_p.exp() - blind.log_p.exp() if weighting.rule == "cmo" else seen.logit - blind.logit
         relevance = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
@@ -170,16 +172,16 @@ def _forward(model: torch.nn.Module, inner: torch.nn.Module, batch: Mapping[str,
         raise
 
 
-def _blind(
+def blind_scores(
     inner: Any,
     batch: Mapping[str, Tensor],
     scored: Tensor,
     scored_labels: Tensor,
     seen: LabelScores,
-    image_features: Tensor | None,
-    weighting: Weighting,
+    image_features: Tensor | None = None,
+    weighting: Weighting = CMO,
 ) -> LabelScores:
-    """The blind pass of a batch, at the scored slots."""
+    """The blind pass of a batch, at the scored slots [B, L-1]; seen: the scores there with the image, [N]."""
     decoder, head = text_model(inner), inner.get_output_embeddings()
     if hasattr(inner, "unshard"):  # FSDP2 may have sharded embeddings and head again after the forward they belong to
         inner.unshard()
@@ -189,16 +191,24 @@ def _blind(
             head(hidden)
         return found[0]
 
-    image_mask = (
-        batch["image_mask"].bool() if "image_mask" in batch else batch["input_ids"] == inner.config.image_token_id
-    )
-    embeds = batch["inputs_embeds"] if "inputs_embeds" in batch else decoder.get_input_embeddings()(batch["input_ids"])
-    if image_features is not None and weighting.form == "released":
-        embeds = embeds.detach().masked_scatter(image_mask[..., None], image_features.detach().to(embeds.dtype))
+    embeds = batch.get("inputs_embeds")
+    ids = batch["input_ids"] if embeds is None else batch["labels"]  # ids are not read where embeddings are given
+    image_mask = batch["image_mask"].bool() if embeds is not None else ids == inner.config.image_token_id
+
+    def embed(places: Tensor) -> Tensor:
+        if embeds is not None:
+            return embeds.detach().flatten(0, 1)[places]
+        values = decoder.get_input_embeddings()(ids.flatten()[places])
+        if image_features is None or weighting.form == "paper":
+            return values
+        number = (image_mask.flatten().cumsum(0) - 1)[places].clamp(min=0)
+        own = image_features.detach().flatten(0, -2)[number].to(values.dtype)
+        return torch.where(image_mask.flatten()[places, None], own, values)
+
     return blind_label_scores(
         decoder,
         score,
-        embeds.detach(),
+        embed,
         batch["attention_mask"].bool(),
         image_mask,
         scored,

@@ -34,8 +34,8 @@ HARMLESS = (
 NAMES = {"num_train_epochs": "epochs", "warmup_steps": "warmup", "lr_scheduler_type": "schedule"}
 # The sources that decide what a stage learns.
 SOURCES = (
-    *("blind.py", "corpus.py", "data.py", "images.py", "loss.py", "methods.py", "model.py", "processing.py"),
-    *("readers.py", "trainer.py", "weighting.py"),
+    *("blind.py", "blind_cache.py", "build.py", "corpus.py", "data.py", "images.py", "loss.py", "methods.py"),
+    *("model.py", "packing.py", "processing.py", "readers.py", "scores.py", "trainer.py", "weighting.py"),
 )
 
 
@@ -91,7 +91,8 @@ def stage_lineage(chosen: Recipe, stage: Stage, flags: argparse.Namespace, rest:
     if stage == "proxy":
         settings |= {"lora_rank": chosen.lora_rank, "lora_alpha": chosen.lora_alpha}
     else:
-        settings |= {"weighting": dataclasses.asdict(chosen.weighting_of(stage)), "anyres": chosen.anyres}
+        weighting = {k: v for k, v in dataclasses.asdict(chosen.weighting_of(stage)).items() if v is not None}
+        settings |= {"weighting": weighting, "anyres": chosen.anyres}
         settings |= {"image_scale": chosen.image_scale} if stage == "connector" else {"llm": chosen.instruct_from}
         settings |= {"chat_template": chosen.chat_template} if stage == "instruct" else {}
         lineage["vision_tower"] = folder_hash(local_model(chosen.vision_tower, "tower"))

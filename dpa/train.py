@@ -21,15 +21,15 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dpa.arguments import add_recipe_flags, resolve, stages_of, training_arguments
 from dpa.card import write_card
 from dpa.errors import InputError, command
-from dpa.inputs import LEFT_OUT, LeftOut, find_left_out, stage_corpus
+from dpa.inputs import LEFT_OUT, LeftOut, find_left_out
 from dpa.lineage import (
     LINEAGE,
     flush,
@@ -39,7 +39,6 @@ from dpa.lineage import (
     write_json,
 )
 from dpa.methods import Stage
-from dpa.readers import VIEWS
 from dpa.recipes import Recipe
 from dpa.stages import (
     finished,
@@ -58,11 +57,13 @@ if TYPE_CHECKING:
 SETTINGS = "settings.json"
 
 
-def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+def parse(
+    arguments: list[str] | None = None, prog: str = "python -m dpa.train", description: str | None = __doc__
+) -> tuple[argparse.Namespace, list[str]]:
     """(our flags, the rest for TrainingArguments)."""
     parser = argparse.ArgumentParser(
-        prog="python -m dpa.train",
-        description=__doc__,
+        prog=prog,
+        description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -78,6 +79,12 @@ def parse(arguments: list[str] | None = None) -> tuple[argparse.Namespace, list[
         action=argparse.BooleanOptionalAction,
         default=True,
         help="go on from the last checkpoint of a stage that was cut short (default); --no-resume starts it again",
+    )
+    parser.add_argument(
+        "--blind-cache",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="stage 2: compute p(token | text) of the captions once, keep it in OUTPUT/blind for all runs (default)",
     )
     return parser.parse_known_args(arguments)
 
@@ -99,6 +106,8 @@ def run_stage(
     from filelock import FileLock
     from transformers import set_seed
 
+    from dpa import blind_cache
+    from dpa.build import build, whole_weights
     from dpa.trainer import refuse_other_engine
 
     partial = stage_folder(flags.output, chosen, stage, seed_of(rest))
@@ -119,10 +128,12 @@ def run_stage(
         checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out), arguments)
         set_seed(arguments.seed)
         start = time.time()
-        with _whole_weights(arguments):
-            trainer, export, about = _build(chosen, stage, found, flags, arguments, left_out)
+        with whole_weights(arguments):
+            trainer, export, about = build(chosen, stage, found, flags, arguments, left_out)
         if checkpoint:
             refuse_other_engine(checkpoint, trainer.engine())
+        if stage == "connector" and flags.blind_cache:
+            blind_cache.use(trainer, flags.output, lineage)
         if main_process:
             how = f"resuming from {checkpoint.name}" if checkpoint else "training"
             print(f"{folder}: {how}, {len(trainer.train_dataset)} records", flush=True)
@@ -139,6 +150,7 @@ def run_stage(
         if trainer.is_world_process_zero():
             made = {"recipe": chosen.name, "steps": result.global_step, "seconds": round(time.time() - start, 1)}
             made |= {"flags": without_secrets(rest), "records": len(trainer.train_dataset)} | about | trainer.engine()
+            made["blind_cache"] = trainer.train_dataset.blind is not None
             writing = folder.with_name(f"{folder.name}.writing")
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)
@@ -161,21 +173,25 @@ def run_stage(
     return folder
 
 
-@contextmanager
-def _whole_weights(arguments: TrainingArguments) -> Iterator[None]:
-    """Load and compose with whole weights under ZeRO-3, which else shards them while they are read; it shards the model
-    when training starts.
-    """
-    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+def fill_blind_cache(chosen: Recipe, flags: argparse.Namespace, rest: list[str]) -> None:
+    """Fill the cache that stage 2 of a recipe reads, and say where it is; its parents have to be finished."""
+    from dpa import blind_cache
+    from dpa.build import build, whole_weights
 
-    settings = getattr(arguments, "hf_deepspeed_config", None)
-    if settings is not None:
-        unset_hf_deepspeed_config()
-    try:
-        yield
-    finally:
-        if settings is not None:
-            set_hf_deepspeed_config(settings)
+    folder = stage_folder(flags.output, chosen, "connector", seed_of(rest))
+    arguments = training_arguments(chosen, "connector", folder.with_name(f"{folder.name}.partial"), rest)
+    lineage = _from_main(lambda: stage_lineage(chosen, "connector", flags, rest), arguments)
+    found = _from_main(lambda: refuse_foreign_parents(chosen, "connector", flags, lineage), arguments)
+    left_out = _from_main(lambda: find_left_out(chosen, "connector", flags, seed=arguments.seed), arguments)
+    with whole_weights(arguments):
+        trainer, _, _ = build(chosen, "connector", found, flags, arguments, left_out)
+    cache = blind_cache.use(trainer, flags.output, lineage, always=True)
+    if cache is None:
+        raise InputError("--weighting-form released looks at image features, which train; it has no cache")
+    if arguments.process_index == 0:
+        print(
+            f"{cache.rows.folder}: {len(trainer.train_dataset)} captions, {cache.rows.offsets[-1] // 2:,} label tokens"
+        )
 
 
 def _from_main(what: Callable[[], Any], arguments: TrainingArguments) -> Any:
@@ -236,101 +252,6 @@ def _open_partial(partial: Path, lineage: dict, left_out: LeftOut) -> Path | Non
         write_json(settings, started)
     left_out.write(partial)
     return newest_checkpoint(partial)
-
-
-def _build(
-    chosen: Recipe,
-    stage: Stage,
-    found: dict[Stage, Path],
-    flags: argparse.Namespace,
-    arguments: TrainingArguments,
-    left_out: LeftOut,
-):
-    """(trainer, export, about): the stage's trainer, the function that writes its result into a folder (given the whole
-    weights where an engine shards them), and what else its lineage should tell.
-    """
-    import torch
-
-    from dpa import model as models
-    from dpa import processing
-    from dpa.costs import TOWER, Shape, step_flops
-    from dpa.data import Collator, Samples
-    from dpa.export import export_checkpoint
-    from dpa.trainer import DPATrainer
-
-    # a frozen LLM needs no master copy
-    frozen = stage == "connector" or (stage == "proxy" and chosen.lora_rank is not None)
-    dtype = torch.bfloat16 if arguments.bf16 and frozen else torch.float32
-    llm, tower = str(local_model(chosen.llm, "llm")), str(local_model(chosen.vision_tower or "lab", "tower"))
-    corpus = stage_corpus(chosen, stage, flags, seed=arguments.seed).without(left_out.indices, left_out.problems)
-    tokenizer = processing.load_tokenizer(llm, chosen.chat_template)
-    options = {"dtype": dtype, "attention": chosen.attention}
-    if stage == "proxy":
-        inner = models.load_llm(llm, **options)
-        trained = inner
-        if chosen.lora_rank is not None:
-            trained = models.lora(inner, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
-            if arguments.activation_checkpointing:
-                trained.enable_input_require_grads()  # the embeddings are frozen, and checkpointing starts at them
-        processor, vision = tokenizer, None
-
-        def export(folder: Path, state: dict | None) -> None:
-            trained.save_pretrained(folder, state_dict=state)
-            tokenizer.save_pretrained(folder)
-    else:
-        use_proxy = "proxy" in found
-        inner = models.load_proxy(llm, found["proxy"], **options) if use_proxy else models.load_llm(llm, **options)
-        vision = models.load_tower(tower)
-        trained = models.compose(
-            inner, vision, tokenizer, seed=arguments.seed, anyres=chosen.anyres, image_scale=chosen.image_scale
-        )
-        processor = processing.build_processor(tokenizer, vision, anyres=chosen.anyres, pad=chosen.settings(stage).pad)
-        if stage == "instruct":
-            models.load_connector(trained, found["connector"])
-        models.freeze_for(trained, stage)
-        for parameter in trained.parameters():
-            if parameter.requires_grad:
-                parameter.data = parameter.data.float()  # what trains stays in float32
-        models.connect_text_only(trained)
-
-        def export(folder: Path, state: dict | None) -> None:
-            if stage == "connector":
-                models.save_connector(trained, folder, state)
-            else:
-                kept = torch.bfloat16 if arguments.bf16 else None  # what the passes computed with
-                export_checkpoint(trained, processor, folder, state, dtype=kept)
-
-    samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
-    weighting = chosen.weighting_of(stage)
-    shape = Shape.from_config(inner.config.get_text_config())
-    eyes = TOWER if vision is None else Shape.from_config(vision.config)
-    rank = chosen.lora_rank if stage == "proxy" else None
-
-    def flops(counts: dict[str, float]) -> float:
-        text = counts["tokens"] - counts["image_tokens"]
-        return step_flops(
-            shape,
-            stage,
-            text_tokens=text,
-            supervised_tokens=counts["labels"],
-            mean_length=counts["tokens"] / counts["samples"],
-            picture_tokens=counts["image_tokens"],
-            blind_tokens=text if weighting.rule != "none" else 0,
-            pictures=counts["tiles"],
-            lora_rank=rank,
-            tower=eyes,
-            tower_tokens=0 if vision is None else samples.patches + 1,
-        ).model
-
-    trainer = DPATrainer(
-        model=trained,
-        args=arguments,
-        train_dataset=samples,
-        data_collator=Collator(tokenizer.pad_token_id),
-        weighting=weighting,
-        step_flops=flops,
-    )
-    return trainer, export, {"attention": models.attention_of(trained), "dtype": str(dtype).removeprefix("torch.")}
 
 
 def check_inputs(chosen: Recipe, stages: Sequence[Stage], flags: argparse.Namespace, seed: int) -> dict[Stage, LeftOut]:

@@ -45,7 +45,16 @@ def blind(model, embeds, attention, image, labels, scored, form):
         return label_scores(hidden, model.lm_head.weight, wanted, softcap=softcap_of(model.config))
 
     return blind_label_scores(
-        model.model, score, embeds, attention.bool(), image, scored, targets, seen, form=form, vocab_size=V
+        model.model,
+        score,
+        lambda places: embeds.flatten(0, 1)[places],
+        attention.bool(),
+        image,
+        scored,
+        targets,
+        seen,
+        form=form,
+        vocab_size=V,
     )
 
 

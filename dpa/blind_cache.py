@@ -1,0 +1,180 @@
+"""p(token | text) of a data set under a frozen LLM, computed once and kept on disk (stage 2).
+
+    python -m dpa.blind_cache --recipe R [--data FILE --images DIR ...]    fills the cache of a recipe's stage 2
+
+Stage 2 fills it by itself before it trains, and every run over the same captions with the same LLM reads it: other seeds,
+bounds and rules, any number of processes. The scores are computed in batches that the captions alone decide, in order of
+length, so a run does not depend on who filled the cache, nor on a kill in between. 8 bytes a label token.
+
+The key is what decides the numbers: weights of the LLM and of its proxy, tokenizer, precision, and each record's token
+ids and labels (so template, cut and picture size too). A cache of anything else is never read.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor
+from tqdm import tqdm
+
+from dpa.blind import UNSEEN
+from dpa.cache import RowCache
+from dpa.data import Collator, Samples
+from dpa.errors import InputError, command
+from dpa.loss import IGNORE, blind_scores
+from dpa.scores import LabelScores
+
+if TYPE_CHECKING:
+    from dpa.trainer import DPATrainer
+
+FOLDER = "blind"
+TOKENS = 8192  # text tokens of a batch
+COLUMNS = ("log_p", "logit")
+
+
+def columns(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """{"blind_log_p", "blind_logit"}: [B, L] float32 for the labels of a batch (those of `batch_loss`), 0 elsewhere.
+
+    The image is not looked at; what a score lacks without the seen pass is marked, see `dpa.blind.completed`.
+    """
+    scored = batch["labels"][:, 1:] != IGNORE
+    labels = batch["labels"][:, 1:][scored]
+    nothing = LabelScores(*(t.to(labels.device).expand(len(labels)) for t in (UNSEEN.log_p, UNSEEN.logit)))
+    with torch.no_grad():
+        found = blind_scores(model, batch, scored, labels, nothing)
+    grids = {}
+    for name, values in (("blind_log_p", found.log_p), ("blind_logit", found.logit)):
+        grids[name] = torch.zeros(batch["labels"].shape, dtype=torch.float32, device=labels.device)
+        grids[name][:, 1:][scored] = values.float()
+    return grids
+
+
+class BlindCache:
+    """The cache of `samples` (view `pair`): `fill` it, then `samples.blind = cache.rows` adds the scores to each sample."""
+
+    def __init__(self, root: Path, key: Mapping[str, Any], samples: Samples, *, show: bool = True) -> None:
+        """key: what made the LLM (hashes, precision). Tokenises all records. InputError for a foreign or damaged cache."""
+        digest, counts, self.text = hashlib.sha256(), [], []
+        for index in tqdm(range(len(samples)), "reading captions", unit="rec", leave=False, delay=2, disable=not show):
+            ids, labels = samples.tokens(index)
+            digest.update(np.asarray([ids, labels], dtype="<i4").tobytes())
+            counts.append(sum(label != IGNORE for label in labels[1:]))
+            self.text.append(len(ids) - ids.count(samples.image_token_id))
+        self.samples, self.show = samples, show
+        self.rows = RowCache.open(root, FOLDER, {**key, "records": digest.hexdigest()}, counts, len(COLUMNS))
+
+    def batches(self) -> list[list[int]]:
+        """Indices of the records that are scored together: of like length, decided by the records alone."""
+        groups: list[list[int]] = []
+        width = taken = 0
+        for index in np.argsort(-np.array(self.text), kind="stable").tolist():
+            if not groups or taken + width > TOKENS:
+                groups, width, taken = [*groups, []], self.text[index], 0
+            groups[-1].append(index)
+            taken += width
+        return groups
+
+    def fill(
+        self,
+        model: torch.nn.Module,
+        *,
+        share: tuple[int, int] = (0, 1),
+        autocast: Callable[[], AbstractContextManager] = nullcontext,
+    ) -> int:
+        """Score what is missing, of the share (number, of how many processes) of this one; how many records were scored.
+
+        model: a LLaVA model whose LLM is frozen, on the device to compute on. A batch of which anything is missing is
+        scored whole, so that what a kill left behind changes nothing.
+        """
+        missing = set(self.rows.missing().tolist())
+        device = model.get_input_embeddings().weight.device
+        collate, done = Collator(0), 0
+        batches = [group for group in self.batches() if not missing.isdisjoint(group)][share[0] :: share[1]]
+        title = f"p(token | text) of {len(missing):,} captions"
+        for group in tqdm(batches, title, unit="batch", leave=False, delay=2, disable=not self.show):
+            pairs = [self.samples.tokens(index) for index in group]
+            batch = collate([{"input_ids": torch.tensor(i), "labels": torch.tensor(label)} for i, label in pairs])
+            with autocast():
+                grids = columns(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            kept = batch["labels"] != IGNORE
+            kept[:, 0] = False
+            values = torch.stack([grids[f"blind_{name}"].cpu() for name in COLUMNS], -1)
+            for row, index in enumerate(group):
+                if index in missing:
+                    self.rows.write(index, values[row][kept[row]].numpy())
+                    done += 1
+        return done
+
+
+def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: bool = False) -> BlindCache | None:
+    """Have a stage-2 trainer's samples carry the cached scores, filling what is missing; every process calls it.
+
+    None, and nothing happens, where the scores are no constants (the released form looks at image features), where the
+    rule needs none, or, unless `always`, where the run sees only part of the records.
+    """
+    arguments, samples, weighting = trainer.args, trainer.train_dataset, trainer.weighting
+    assert isinstance(samples, Samples)
+    seen = arguments.max_steps * arguments.train_batch_size * arguments.gradient_accumulation_steps
+    whole = seen * arguments.world_size >= len(samples) if arguments.max_steps > 0 else arguments.num_train_epochs >= 1
+    if weighting.rule == "none" or weighting.form == "released" or not (whole or always):
+        return None
+    main = arguments.process_index == 0
+    model, wait = trainer.model, trainer.accelerator.wait_for_everyone
+    key = key_of(lineage, str(model.dtype).removeprefix("torch."), arguments.bf16)
+    folder = root / FOLDER
+    folder.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    with FileLock(folder / f".{name}.lock") if main else nullcontext():  # one run fills, others with this LLM wait
+        if not main:
+            wait()  # until the cache is there
+        cache = BlindCache(folder, key, samples, show=main)
+        if main:
+            wait()
+        if len(cache.rows.missing()):
+            if trainer.shards_weights:
+                model.to(arguments.device)
+            share = (arguments.process_index, arguments.world_size)
+            cache.fill(model, share=share, autocast=trainer.accelerator.autocast)
+            if trainer.shards_weights:
+                model.to("cpu")
+        wait()
+        if main:
+            cache.rows.finish()
+        wait()
+    samples.blind = cache.rows
+    return cache
+
+
+def key_of(lineage: Mapping[str, Any], dtype: str, mixed: bool) -> dict[str, Any]:
+    """What of a stage's lineage decides the scores; dtype of the LLM's weights, mixed: bf16 products under autocast."""
+    proxy = lineage["parents"].get("proxy")
+    precision = f"{dtype}, bf16 autocast" if mixed else dtype
+    return {"llm": lineage["llm"], "proxy": proxy, "tokenizer": lineage["tokenizer"], "precision": precision}
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    from dpa.arguments import resolve
+    from dpa.train import fill_blind_cache, parse
+
+    flags, rest = parse(arguments, prog="python -m dpa.blind_cache", description=__doc__)
+    flags.stage = "connector"
+    chosen = resolve(flags)
+    if chosen.weighting_of("connector").rule == "none":
+        raise InputError(
+            f"recipe {chosen.name!r} compares nothing with the text alone in stage 2; it has no use for it"
+        )
+    fill_blind_cache(chosen, flags, rest)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
