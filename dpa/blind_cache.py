@@ -13,7 +13,6 @@ ids and labels (so template, cut and picture size too). A cache of anything else
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -21,12 +20,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
 from dpa.blind import UNSEEN
-from dpa.cache import RowCache
+from dpa.cache import RowCache, filled
 from dpa.data import Collator, Samples
 from dpa.errors import InputError, command
 from dpa.loss import IGNORE, blind_scores
@@ -114,7 +112,7 @@ class BlindCache:
         return done
 
 
-def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: bool = False) -> BlindCache | None:
+def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: bool = False) -> RowCache | None:
     """Have a stage-2 trainer's samples carry the cached scores, filling what is missing; every process calls it.
 
     None, and nothing happens, where the scores are no constants (the released form looks at image features), where the
@@ -126,31 +124,22 @@ def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: 
     whole = seen * arguments.world_size >= len(samples) if arguments.max_steps > 0 else arguments.num_train_epochs >= 1
     if weighting.rule == "none" or weighting.form == "released" or not (whole or always):
         return None
-    main = arguments.process_index == 0
-    model, wait = trainer.model, trainer.accelerator.wait_for_everyone
+    model, processes = trainer.model, (arguments.process_index, arguments.world_size)
     key = key_of(lineage, str(model.dtype).removeprefix("torch."), arguments.bf16)
-    folder = root / FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    with FileLock(folder / f".{name}.lock") if main else nullcontext():  # one run fills, others with this LLM wait
-        if not main:
-            wait()  # until the cache is there
-        cache = BlindCache(folder, key, samples, show=main)
-        if main:
-            wait()
-        if len(cache.rows.missing()):
-            if trainer.shards_weights:
-                model.to(arguments.device)
-            share = (arguments.process_index, arguments.world_size)
-            cache.fill(model, share=share, autocast=trainer.accelerator.autocast)
-            if trainer.shards_weights:
-                model.to("cpu")
-        wait()
-        if main:
-            cache.rows.finish()
-        wait()
-    samples.blind = cache.rows
-    return cache
+
+    def opened() -> tuple[RowCache, Callable[[], None]]:
+        cache = BlindCache(root / FOLDER, key, samples, show=processes[0] == 0)
+        return cache.rows, lambda: fill(cache)
+
+    def fill(cache: BlindCache) -> None:
+        if trainer.shards_weights:  # not yet: the model is whole, and still on the CPU
+            model.to(arguments.device)
+        cache.fill(model, share=processes, autocast=trainer.accelerator.autocast)
+        if trainer.shards_weights:
+            model.to("cpu")
+
+    samples.blind = filled(root / FOLDER, FOLDER, key, processes, trainer.accelerator.wait_for_everyone, opened)
+    return samples.blind
 
 
 def key_of(lineage: Mapping[str, Any], dtype: str, mixed: bool) -> dict[str, Any]:

@@ -14,14 +14,15 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock
 
 from dpa.errors import InputError, first_line
 from dpa.lineage import file_hash, flush, write_json
@@ -172,6 +173,37 @@ class RowCache:
         except (FileNotFoundError, ValueError) as error:
             reason = first_line(error)
             raise InputError(f"{self.folder}: {name}: {reason}; delete the folder and run again") from None
+
+
+def filled(
+    root: Path,
+    kind: str,
+    key: dict[str, Any],
+    processes: tuple[int, int],
+    wait: Callable[[], None],
+    opened: Callable[[], tuple[RowCache, Callable[[], object]]],
+) -> RowCache:
+    """A complete cache, filled together by all processes where anything is missing; every process calls it.
+
+    processes: (number of this one, how many); wait: returns once all have called it; opened: opens the cache, and says
+    how to fill this process's share. Runs that want to fill values of one `kind` and `key` at a time wait for each other.
+    """
+    root.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    main = processes[0] == 0
+    with FileLock(root / f".{kind}-{name}.lock") if main else nullcontext():
+        if not main:
+            wait()  # until the main process has made it
+        cache, fill = opened()
+        if main:
+            wait()
+        if len(cache.missing()):
+            fill()
+        wait()
+        if main:
+            cache.finish()
+        wait()
+    return cache
 
 
 def _write(file: int, values: np.ndarray, place: int) -> None:

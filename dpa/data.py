@@ -47,12 +47,14 @@ class Samples(Dataset):
 
     processor: a LLaVA processor for the views with images, a tokenizer for `text`. Sequences longer than `max_length`
     are cut at the right as in the released code. InputError when the cut leaves no label or splits the image.
-    With `blind` (`dpa.blind_cache`) also blind_log_p and blind_logit [L], valid where labels are.
+    With `blind` (`dpa.blind_cache`) also blind_log_p and blind_logit [L], valid where labels are; with `features`
+    (`dpa.vision_cache`) pixel_values are the tower's features [P, D].
     """
 
     def __init__(self, records: Sequence[Record], view: View, processor: Any, *, max_length: int = 8192) -> None:
         self.records, self.view, self.max_length = records, view, max_length
-        self.blind: RowCache | None = None  # p(token | text) of each label, once it is filled
+        self.blind: RowCache | None = None  # p(token | text) of each label
+        self.features: RowCache | None = None  # the frozen tower's, of each record's picture
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tiled = "Next" in type(processor).__name__
@@ -65,7 +67,7 @@ class Samples(Dataset):
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         record = self.records[index]
         image = None
-        if self.view != "text" and record.image is not None:
+        if self.view != "text" and record.image is not None and self.features is None:
             image = open_image(record.images, record.image, record.where)
         ids, labels = self.tokens(index, image.size if image is not None else None)
         sample = {"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)}
@@ -75,6 +77,8 @@ class Samples(Dataset):
             is_label[0] = False  # nothing predicts the first token
             scores[is_label] = torch.from_numpy(self.blind.read(index))
             sample["blind_log_p"], sample["blind_logit"] = scores.unbind(1)
+        if self.features is not None and record.image is not None:
+            sample["pixel_values"] = torch.from_numpy(self.features.read(index))
         if image is not None:
             pixels = self.processor.image_processor(image, return_tensors="pt")
             sample["pixel_values"] = pixels["pixel_values"][0]

@@ -86,7 +86,21 @@ def parse(
         default=True,
         help="stage 2: compute p(token | text) of the captions once, keep it in OUTPUT/blind for all runs (default)",
     )
+    parser.add_argument(
+        "--vision-cache",
+        action=argparse.BooleanOptionalAction,
+        help="stages 2 and 3: keep the frozen tower's features of all pictures in OUTPUT/vision (default: in the lab alone)",
+    )
     return parser.parse_known_args(arguments)
+
+
+def keeps_features(chosen: Recipe, flags: argparse.Namespace) -> bool:
+    """Whether the tower's features are cached: as `--vision-cache` says, else for the lab's small pictures."""
+    if flags.vision_cache is None:
+        return chosen.captions[0].startswith("lab/")
+    if flags.vision_cache and chosen.anyres:
+        raise InputError(f"recipe {chosen.name!r} cuts pictures into tiles; --vision-cache keeps square ones only")
+    return flags.vision_cache
 
 
 def _count(text: str) -> int:
@@ -106,7 +120,7 @@ def run_stage(
     from filelock import FileLock
     from transformers import set_seed
 
-    from dpa import blind_cache
+    from dpa import blind_cache, vision_cache
     from dpa.build import build, whole_weights
     from dpa.trainer import refuse_other_engine
 
@@ -134,6 +148,8 @@ def run_stage(
             refuse_other_engine(checkpoint, trainer.engine())
         if stage == "connector" and flags.blind_cache:
             blind_cache.use(trainer, flags.output, lineage)
+        if stage != "proxy" and keeps_features(chosen, flags):
+            vision_cache.use(trainer, flags.output, lineage["vision_tower"])
         if main_process:
             how = f"resuming from {checkpoint.name}" if checkpoint else "training"
             print(f"{folder}: {how}, {len(trainer.train_dataset)} records", flush=True)
@@ -190,7 +206,7 @@ def fill_blind_cache(chosen: Recipe, flags: argparse.Namespace, rest: list[str])
         raise InputError("--weighting-form released looks at image features, which train; it has no cache")
     if arguments.process_index == 0:
         print(
-            f"{cache.rows.folder}: {len(trainer.train_dataset)} captions, {cache.rows.offsets[-1] // 2:,} label tokens"
+            f"{cache.folder}: {len(trainer.train_dataset)} captions, {cache.offsets[-1] // 2:,} label tokens"
         )
 
 

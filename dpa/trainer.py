@@ -113,7 +113,7 @@ class DPATrainer(Trainer):
     def _count(self, inputs: dict, loss: BatchLoss, image_token: int | None = None) -> None:
         mask, pixels = inputs["attention_mask"], inputs.get("pixel_values")
         # several tiles a picture are padded with empty ones, which the tower does not see
-        tiles = 0 if pixels is None else len(pixels) if pixels.dim() == 4 else pixels.flatten(2).any(2).sum()
+        tiles = 0 if pixels is None else len(pixels) if pixels.dim() < 5 else pixels.flatten(2).any(2).sum()
         images = 0 if pixels is None else (inputs["input_ids"] == image_token).sum()
         labels = (inputs["labels"] != IGNORE).sum()
         means = (mean * labels for mean in (loss.nll, loss.at_low, loss.at_high, loss.relevance))

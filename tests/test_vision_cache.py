@@ -1,0 +1,68 @@
+"""The tower's features from the disk: the same training without opening a picture; other pictures are other features."""
+
+import shutil
+
+import pytest
+import torch
+from PIL import Image
+
+from dpa import data as data_module
+from dpa import train
+from tests.conftest import command, weights
+from tests.test_blind_cache import log
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_models, data, tmp_path_factory):
+    """Stages 2 and 3 by cmo, with the cache and without."""
+    output = tmp_path_factory.mktemp("vision")
+    for name, flag in (("on", "--vision-cache"), ("off", "--no-vision-cache")):
+        for stage in ("connector", "instruct"):
+            assert train.main(command(tiny_models, data, output / name, flag, recipe="small_cmo", stage=stage)) == 0
+    return output
+
+
+def test_a_run_trains_as_with_the_pictures(runs):
+    assert len(list((runs / "on" / "vision").glob("vision-*/complete.json"))) == 2  # captions' and questions' pictures
+    assert not (runs / "off" / "vision").exists()
+    for stage in ("connector", "instruct"):
+        on, off = (runs / name / "small_cmo" / stage for name in ("on", "off"))
+        for name in ("loss", "grad_norm", "relevance"):
+            assert log(on, name) == pytest.approx(log(off, name), rel=1e-3, abs=1e-5)
+        for name, tensor in weights(off).items():
+            torch.testing.assert_close(weights(on)[name], tensor, atol=2e-5, rtol=1e-3)
+
+
+def test_no_picture_is_opened_and_the_tower_does_not_run(runs, tiny_models, data, tmp_path, monkeypatch):
+    from transformers import CLIPVisionModel
+
+    shutil.copytree(runs / "on" / "vision", tmp_path / "vision")
+    monkeypatch.setattr(data_module, "open_image", lambda *a: pytest.fail("a picture was opened"))
+    monkeypatch.setattr(CLIPVisionModel, "forward", lambda *a, **k: pytest.fail("the tower ran"))
+    words = command(tiny_models, data, tmp_path, "--vision-cache", "--seed", "2", recipe="small_cmo", stage="connector")
+    assert train.main(words) == 0
+
+
+def test_another_picture_is_another_cache(runs, tiny_models, data, tmp_path):
+    shutil.copytree(data, tmp_path / "data")
+    shutil.copytree(runs / "on" / "vision", tmp_path / "runs" / "vision")
+    Image.new("RGB", (24, 24), "red").save(tmp_path / "data" / "7.png")
+    words = command(
+        tiny_models, tmp_path / "data", tmp_path / "runs", "--vision-cache", recipe="small_cmo", stage="connector"
+    )
+    assert train.main(words) == 0
+    assert len(list((tmp_path / "runs" / "vision").glob("vision-*"))) == 3
+
+
+def test_tiles_are_refused(tiny_models, data, tmp_path, capsys):
+    from dataclasses import replace
+
+    from dpa.errors import InputError
+    from dpa.recipes import recipe
+    from dpa.train import keeps_features, parse
+
+    flags, _ = parse(["--recipe", "small_cmo", "--vision-cache"])
+    with pytest.raises(InputError, match="tiles"):
+        keeps_features(replace(recipe("small_cmo"), anyres=True, captions=("x",)), flags)
+    flags, _ = parse(["--recipe", "lab_ornate"])
+    assert keeps_features(recipe("lab_ornate"), flags) and not keeps_features(recipe("qwen2.5-7b_sharegpt4v"), flags)
