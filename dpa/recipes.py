@@ -293,9 +293,9 @@ def recipe(name: str) -> Recipe:
 def text(value: Any) -> str:
     """A value as a person writes it."""
     if isinstance(value, Weighting):
-        return (
-            value.rule if value.rule == "none" else f"{value.rule} [{value.low:g}, {value.high:g}], {value.form} form"
-        )
+        normalised = f", normalised by {value.normalise}" if value.normalise else ""
+        bounds = f" [{value.low:g}, {value.high:g}], {value.form} form{normalised}"
+        return value.rule + (bounds if value.rule != "none" else "")
     if isinstance(value, tuple):
         return " + ".join(value) or "(give it)"
     if value is None or isinstance(value, bool):

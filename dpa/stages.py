@@ -73,8 +73,8 @@ def changed_settings(chosen: Recipe, stage: Stage, rest: Sequence[str]) -> dict:
     if "gradient_accumulation_steps" in given:
         settings["global_batch"] = micro * int(given["gradient_accumulation_steps"]) * processes
     weighting = chosen.weighting_of(stage)
-    if weighting.rule != "none" and weighting.form == "released":
-        # the released form normalises within the micro-batch, so its size decides the loss
+    if weighting.rule != "none" and (weighting.form == "released" or weighting.normalisation == "rank"):
+        # normalised (and in the released form pooled) within the micro-batch, so its size decides the loss
         settings["micro_batch"] = micro
     return settings
 

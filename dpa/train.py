@@ -205,9 +205,7 @@ def fill_blind_cache(chosen: Recipe, flags: argparse.Namespace, rest: list[str])
     if cache is None:
         raise InputError("--weighting-form released looks at image features, which train; it has no cache")
     if arguments.process_index == 0:
-        print(
-            f"{cache.folder}: {len(trainer.train_dataset)} captions, {cache.offsets[-1] // 2:,} label tokens"
-        )
+        print(f"{cache.folder}: {len(trainer.train_dataset)} captions, {cache.offsets[-1] // 2:,} label tokens")
 
 
 def _from_main(what: Callable[[], Any], arguments: TrainingArguments) -> Any:

@@ -30,7 +30,7 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from dpa.costs import peak_flops
 from dpa.errors import InputError
 from dpa.lineage import file_hash, flush, write_json
-from dpa.loss import IGNORE, BatchLoss, batch_loss, num_items
+from dpa.loss import IGNORE, TINY, BatchLoss, batch_loss, num_items
 from dpa.methods import Weighting
 
 TRAINED_WEIGHTS = "trained.safetensors"
@@ -63,6 +63,8 @@ class DPATrainer(Trainer):
         self.weighting, self.step_flops = weighting, step_flops
         self._sums = dict.fromkeys(COUNTED, 0.0)
         self._longest, self._since = 0, 0.0
+        self._mass: Tensor | float = 0.0  # weights of the global batch so far, and its loss times them: `global`
+        self._weighed: Tensor | float = 0.0
         self.remove_callback(PrinterCallback)
         if not self.args.disable_tqdm:
             self.remove_callback(ProgressCallback)
@@ -92,18 +94,45 @@ class DPATrainer(Trainer):
             loss = batch_loss(model, inputs, self.weighting, unwrapped)
         if model.training:
             self._count(inputs, loss, getattr(unwrapped.config, "image_token_id", None))
-        if num_items_in_batch is None:  # evaluation, or the released form
+        if self.weights_are_global and model.training:
+            self._mass, self._weighed = self._mass + loss.num_items, self._weighed + loss.total.detach()
+            share = loss.total * self.accelerator.num_processes
+        elif num_items_in_batch is None:  # evaluation, or normalised by rank
             share = loss.mean / (self.current_gradient_accumulation_steps if model.training else 1)
         else:
             share = loss.total / num_items_in_batch * self.accelerator.num_processes  # data parallel averages gradients
         return (share, loss) if return_outputs else share
 
+    @property
+    def weights_are_global(self) -> bool:
+        """Whether the weights are normalised over the global batch."""
+        return self.weighting.rule != "none" and self.weighting.normalisation == "global"
+
+    def training_step(self, model: torch.nn.Module, inputs: dict, *args: Any, **kwargs: Any) -> Tensor:
+        """Trainer's; where weights are normalised over the global batch, their sum is known with its last micro-batch, and
+        the gradient is divided by it then. What is logged is the loss so divided.
+        """
+        step = super().training_step(model, inputs, *args, **kwargs)
+        if not self.weights_are_global:
+            return step
+        if not self.accelerator.sync_gradients:
+            return torch.zeros_like(step)
+        both = torch.stack([torch.as_tensor(x, device=step.device).double() for x in (self._mass, self._weighed)])
+        mass, weighed = self.accelerator.reduce(both, "sum").unbind()
+        self._mass = self._weighed = 0.0
+        mass = mass.clamp(min=TINY)
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad.div_(float(mass))
+        return (weighed / mass).to(step.dtype)
+
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
-        """What the global batch is divided by: label tokens or samples over all micro-batches and processes.
+        """What the global batch is divided by: label tokens or samples over all micro-batches and processes; None where
+        weights are normalised by rank, or over the global batch (`training_step`).
 
         Reference: the released form normalises within each micro-batch of each rank, so it has no global count.
         """
-        if not batch_samples or (self.weighting.rule != "none" and self.weighting.form == "released"):
+        if not batch_samples or (self.weighting.rule != "none" and self.weighting.normalisation != "sample"):
             return None
         count = torch.tensor(sum(num_items(batch, self.weighting) or 0 for batch in batch_samples), device=device)
         if self.args.world_size > 1:
