@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +13,7 @@ import torch
 
 from dpa import model as models
 from dpa import processing
-from dpa.costs import TOWER, Shape, step_flops
+from dpa.costs import TOWER, Shape, asks_for_checkpointing, step_flops
 from dpa.data import Collator, Samples
 from dpa.export import export_checkpoint
 from dpa.inputs import LeftOut, stage_corpus
@@ -50,9 +51,13 @@ def build(
     flags: argparse.Namespace,
     arguments: TrainingArguments,
     left_out: LeftOut,
+    *,
+    by_memory: bool = True,
 ):
     """(trainer, export, about): the stage's trainer, the function that writes its result into a folder (given the whole
     weights where an engine shards them), and what else its lineage should tell.
+
+    by_memory: on a GPU, activations are checkpointed only where the estimate of `dpa.costs` asks for it.
     """
     # a frozen LLM needs no master copy
     frozen = stage == "connector" or (stage == "proxy" and chosen.lora_rank is not None)
@@ -66,8 +71,6 @@ def build(
         trained = inner
         if chosen.lora_rank is not None:
             trained = models.lora(inner, rank=chosen.lora_rank, alpha=chosen.lora_alpha)
-            if arguments.activation_checkpointing:
-                trained.enable_input_require_grads()  # the embeddings are frozen, and checkpointing starts at them
         processor, vision = tokenizer, None
 
         def export(folder: Path, state: dict | None) -> None:
@@ -98,9 +101,18 @@ def build(
 
     samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
     weighting = chosen.weighting_of(stage)
+    # the released form pools over the batch as it is padded
+    packed = chosen.settings(stage).packed and (weighting.rule == "none" or weighting.form == "paper")
     shape = Shape.from_config(inner.config.get_text_config())
     eyes = TOWER if vision is None else Shape.from_config(vision.config)
     rank = chosen.lora_rank if stage == "proxy" else None
+    if arguments.activation_checkpointing and by_memory and torch.cuda.is_available():
+        longest = min(max(samples.lengths), samples.max_length)
+        gib = torch.cuda.get_device_properties(arguments.device).total_memory / 2**30
+        batch = (arguments.world_size, arguments.per_device_train_batch_size, longest, gib)
+        arguments.activation_checkpointing = asks_for_checkpointing(chosen, stage, shape, _engine(arguments), *batch)
+    if rank is not None and arguments.activation_checkpointing:
+        trained.enable_input_require_grads()  # the embeddings are frozen, and checkpointing starts at them
 
     def flops(counts: dict[str, float]) -> float:
         text = counts["tokens"] - counts["image_tokens"]
@@ -122,8 +134,21 @@ def build(
         model=trained,
         args=arguments,
         train_dataset=samples,
-        data_collator=Collator(tokenizer.pad_token_id),
+        data_collator=Collator(tokenizer.pad_token_id, packed=packed, flat="flash" in chosen.attention),
         weighting=weighting,
         step_flops=flops,
     )
-    return trainer, export, {"attention": models.attention_of(trained), "dtype": str(dtype).removeprefix("torch.")}
+    about = {"activation_checkpointing": arguments.activation_checkpointing}
+    return (
+        trainer,
+        export,
+        about | {"attention": models.attention_of(trained), "dtype": str(dtype).removeprefix("torch.")},
+    )
+
+
+def _engine(arguments: TrainingArguments) -> str:
+    """How the states are shared out, by the names of `dpa.costs.memory_gib`."""
+    settings = getattr(arguments, "hf_deepspeed_config", None)
+    if settings is not None:
+        return "ZeRO-3" if settings.is_zero3() else "ZeRO-2"
+    return "ZeRO-3" if os.environ.get("ACCELERATE_USE_FSDP") == "true" or arguments.fsdp else "DDP"

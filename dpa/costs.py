@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 import re
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from dpa.errors import InputError
@@ -22,6 +22,8 @@ from dpa.methods import Stage
 from dpa.recipes import Recipe
 
 GIB = 2**30
+CHUNK = 2**27  # logits that `dpa.scores` holds at a time on a GPU
+FREE = 0.8  # of a device's memory, what an estimate may fill
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ ASSUMPTIONS = (
     "hours: model FLOPs, recomputation not counted, at --mfu of the dense bf16 peak, without padding, loading "
     "and saving; stage proxy on short captions is bound by its many small steps and takes longer",
     "memory: bf16 weights and gradients, float32 master weights and Adam moments of what trains, activations of one "
-    "micro-batch of long records (text of 100, 600 and 1,000 tokens, for Cambrian up to the stage's length), their "
-    "logits at supervised positions, 18 bytes each (22 with Gemma-2's cap); the framework's buffers come on top, leave 10 % free",
+    "micro-batch of long records (text of 100, 600 and 1,000 tokens, for Cambrian up to the stage's length), a chunk of "
+    "logits; activations are checkpointed (*) only where they would fill more than 80 % of a GPU; buffers come on top",
 )
 
 
@@ -266,16 +268,27 @@ class StageEstimate:
     gpu_hours: float
     hours: float
     memory: dict[str, float]
+    checkpointed: list[str]  # of these ways, with activation checkpointing: it would not fit without
 
 
 def memory_gib(
-    recipe: Recipe, stage: Stage, gpus: int, samples: int, length: float, supervised: float
+    recipe: Recipe,
+    stage: Stage,
+    gpus: int,
+    samples: int,
+    length: float,
+    supervised: float,
+    *,
+    llm: Shape | None = None,
+    checkpointing: bool | None = None,
 ) -> dict[str, float]:
     """GiB that each of `gpus` holds in a stage under DDP, ZeRO-2 and ZeRO-3 (FSDP2 alike).
 
-    The micro-batch: `samples` of `length` tokens each, `supervised` of them with a label.
+    The micro-batch: `samples` of `length` tokens each, `supervised` of them with a label. llm: its shape where the
+    recipe's LLM is not on record; checkpointing: of activations; None: as the recipe allows.
     """
-    llm = SHAPES[recipe.llm]
+    llm = llm or SHAPES[recipe.llm]
+    checkpointing = recipe.activation_checkpointing if checkpointing is None else checkpointing
     rank = recipe.lora_rank if stage == "proxy" else None
     connector = TOWER.hidden * llm.hidden + llm.hidden**2
     if stage == "connector":
@@ -294,9 +307,9 @@ def memory_gib(
     if recipe.attention == "eager":  # scores, their cap and the softmax of every pair of positions: 2 + 2 + 4 + 2 bytes
         layer += 10.0 * samples * llm.heads * length**2
     inputs = 2.0 * tokens * llm.hidden * llm.layers
-    activations = inputs + 2 * layer if recipe.activation_checkpointing else llm.layers * layer
-    # bf16 logits, float32 copies, softmax and gradients, profiled on a CPU; Gemma-2's cap adds one
-    logits = (22.0 if "gemma-2" in recipe.llm else 18.0) * samples * supervised * llm.vocab
+    activations = inputs + 2 * layer if checkpointing else llm.layers * layer
+    # a chunk: bf16 logits, float32 copies of logits and softmax; Gemma-2's cap adds one
+    logits = (14.0 if "gemma-2" in recipe.llm else 10.0) * min(samples * supervised * llm.vocab, CHUNK)
     gathered = 2.0 * max(2 * llm.matrices // llm.layers, llm.head)  # ZeRO-3 holds a layer, the next, or the embedding
     held = {
         "DDP": weights + states,
@@ -304,6 +317,17 @@ def memory_gib(
         "ZeRO-3": (weights + states) / gpus + (gathered if gpus > 1 else 0),
     }
     return {how: (bytes_ + activations + logits) / GIB for how, bytes_ in held.items()}
+
+
+def asks_for_checkpointing(
+    recipe: Recipe, stage: Stage, llm: Shape, how: str, gpus: int, samples: int, length: float, gib: float
+) -> bool:
+    """Whether activations have to be computed anew on devices of `gib` GiB: a micro-batch of `samples` as long as `length`
+    tokens, labels all but the picture's, would fill more than `FREE` of it; how: as in `memory_gib`.
+    """
+    supervised = length - (0 if stage == "proxy" else PICTURE_TOKENS)
+    held = memory_gib(recipe, stage, gpus, samples, length, max(supervised, 0), llm=llm, checkpointing=False)
+    return held[how] > FREE * gib
 
 
 def estimate(recipe: Recipe, gpus: int = 8, gpu: str = "h100", mfu: float = 0.4) -> dict[Stage, StageEstimate] | None:
@@ -318,10 +342,10 @@ def estimate(recipe: Recipe, gpus: int = 8, gpu: str = "h100", mfu: float = 0.4)
         raise InputError(f"--mfu should be above 0 and at most 1, got {mfu:g}")
     if recipe.llm not in SHAPES or any(records_of(recipe, stage) is None for stage in recipe.stages):
         return None
-    return {stage: _stage_estimate(recipe, stage, gpus, peak * mfu) for stage in recipe.stages}
+    return {stage: _stage_estimate(recipe, stage, gpus, peak * mfu, GPU_MEMORY[gpu]) for stage in recipe.stages}
 
 
-def _stage_estimate(recipe: Recipe, stage: Stage, gpus: int, speed: float) -> StageEstimate:
+def _stage_estimate(recipe: Recipe, stage: Stage, gpus: int, speed: float, device: float) -> StageEstimate:
     llm, settings, sources = SHAPES[recipe.llm], recipe.settings(stage), sources_of(recipe, stage)
     records, steps = records_of(recipe, stage) or 0, num_steps(recipe, stage) or 0
     drawn = sum(n for _, n in sources)
@@ -344,51 +368,11 @@ def _stage_estimate(recipe: Recipe, stage: Stage, gpus: int, speed: float) -> St
     gpu_hours = flops.model / speed / 3600
     long_text = min(max(s.long_text for s, _ in sources), settings.max_length - pictures)
     samples, _ = batch_plan(recipe, stage, gpus)
-    memory = memory_gib(recipe, stage, gpus, samples, pictures + long_text, long_text * supervised / text)
+    batch = (recipe, stage, gpus, samples, pictures + long_text, long_text * supervised / text)
+    memory, small = memory_gib(*batch, checkpointing=False), memory_gib(*batch)
+    checkpointed = [how for how, gib in memory.items() if recipe.activation_checkpointing and gib > FREE * device]
+    memory |= {how: small[how] for how in checkpointed}
+    hours, recomputed = gpu_hours / gpus, flops.recomputed
     return StageEstimate(
-        records, steps, text, pictures, supervised, flops.model, flops.recomputed, gpu_hours, gpu_hours / gpus, memory
+        records, steps, text, pictures, supervised, flops.model, recomputed, gpu_hours, hours, memory, checkpointed
     )
-
-
-def plan(recipe: Recipe, gpus: int, gpu: str, mfu: float) -> dict[str, Any]:
-    """What `--show` tells beside the recipe, ready for JSON: `batch` by stage and `estimate`."""
-    batch: dict[str, dict[str, Any]] = {}
-    for stage in recipe.stages:
-        micro, accumulation = batch_plan(recipe, stage, gpus)
-        batch[stage] = {
-            "micro_batch": micro,
-            "gpus": gpus,
-            "accumulation": accumulation,
-            "global_batch": micro * gpus * accumulation,
-            "steps": num_steps(recipe, stage),
-            "records": records_of(recipe, stage),
-            "records_source": "; ".join(
-                dict.fromkeys(s.source if n == s.records else "from larger sets" for s, n in sources_of(recipe, stage))
-            ),
-        }
-    cost = estimate(recipe, gpus, gpu, mfu)
-    told: dict[str, Any] | None = None
-    if cost:
-        told = {"gpu": gpu, "gpus": gpus, "mfu": mfu, "memory_gib": GPU_MEMORY[gpu], "assumptions": list(ASSUMPTIONS)}
-        told["stages"] = {stage: asdict(one) for stage, one in cost.items()}
-    return {"batch": batch, "estimate": told}
-
-
-def report(planned: dict[str, Any]) -> list[str]:
-    """A plan as lines."""
-    lines = ["batch: micro-batch x GPUs x accumulation"]
-    for stage, b in planned["batch"].items():
-        counts = ", ".join(f"{b[k]:,} {k}" if b[k] else f"{k} by the data" for k in ("steps", "records"))
-        arithmetic = f"{b['micro_batch']} x {b['gpus']} x {b['accumulation']} = {b['global_batch']}"
-        lines.append(f"  {stage:<12}{arithmetic:<20}{counts}" + (b["records_source"] and f" ({b['records_source']})"))
-    if not (cost := planned["estimate"]):
-        return [*lines, "", "estimate: none, the sizes of this LLM or of its data are not on record"]
-    free = 0.9 * cost["memory_gib"]
-    lines += ["", f"estimate on {cost['gpus']} x {cost['gpu'].upper()} at {cost['mfu']:g} of the peak"]
-    for stage, e in cost["stages"].items():
-        memory = ", ".join(f"{how} {gib:.0f}{'' if gib < free else ' (too much)'}" for how, gib in e["memory"].items())
-        hours = f"{e['gpu_hours']:.1f} GPU hours, {e['hours']:.2f} h"
-        lines.append(f"  {stage:<12}{e['model_flops']:.2e} model FLOPs, {hours:<26} GiB a GPU: {memory}")
-    total = sum(e["gpu_hours"] for e in cost["stages"].values())
-    lines.append(f"  {'all':<12}{total:.1f} GPU hours, {total / cost['gpus']:.2f} h")
-    return [*lines, *(f"  assumed: {line}" for line in cost["assumptions"])]

@@ -28,7 +28,7 @@ from dpa.cache import RowCache
 from dpa.errors import InputError, command, first_line
 from dpa.images import image_size, open_image
 from dpa.loss import IGNORE
-from dpa.packing import arrange
+from dpa.packing import Rows, arrange
 from dpa.readers import IMAGE_MARK, VIEWS, Record, View
 
 CHARACTERS_A_TOKEN = 4  # of English under the paper's tokenizers, roughly: lengths for grouping need no better
@@ -266,7 +266,8 @@ class Collator:
     def __call__(self, samples: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
         rows: list[dict[str, Any]] = [s | {"attention_mask": torch.ones_like(s["input_ids"])} for s in samples]
         if self.packed:
-            rows = self._pack(rows)
+            lying = arrange([len(row["input_ids"]) for row in rows], flat=self.flat)
+            rows = self._pack(rows, lying) if lying.is_packed else rows
         filler = {"input_ids": self.pad_token_id, "labels": IGNORE}
         batch: dict[str, Tensor] = {
             name: pad_sequence([row[name] for row in rows], batch_first=True, padding_value=filler.get(name, 0))
@@ -281,9 +282,8 @@ class Collator:
             batch["image_sizes"] = torch.stack(sizes)
         return batch
 
-    def _pack(self, samples: Sequence[dict[str, Tensor]]) -> list[dict[str, Any]]:
+    def _pack(self, samples: Sequence[dict[str, Tensor]], rows: Rows) -> list[dict[str, Any]]:
         """Rows as samples of their own, with their pictures in lists."""
-        rows = arrange([len(sample["input_ids"]) for sample in samples], flat=self.flat)
         packed: list[dict[str, Any]] = []
         for number in range(rows.num_rows):
             places = [i for i in range(len(samples)) if rows.rows[i] == number]

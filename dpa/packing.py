@@ -8,9 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
 from torch import Tensor
+
+WIDTH = 512  # tokens: attention over rows of so many still costs next to nothing beside the matrices
+WORTH = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,14 +41,23 @@ class Rows:
 
 
 def arrange(lengths: Sequence[int], *, flat: bool = False) -> Rows:
-    """Put sequences into rows as long as the longest of them, long ones first, each into the first row with room left.
+    """Put sequences into rows, long ones first, each into the first row with room left; rows are as long as the longest
+    sequence, or a multiple of it up to `WIDTH` where that leaves fewer empty places. Each keeps a row of its own where
+    sharing rows would save less than `WORTH` of the places: masks of packed rows cost too.
 
     flat: all in one row, for kernels that take sequences end to end (flash attention).
     """
     if flat:
-        offsets = [sum(lengths[:i]) for i in range(len(lengths))]
-        return Rows([0] * len(lengths), offsets, 1, sum(lengths))
-    width = max(lengths, default=0)
+        ends = list(accumulate(lengths))
+        return Rows([0] * len(lengths), [0, *ends[:-1]], 1, ends[-1])
+    longest = max(lengths, default=0)
+    widths = range(longest, max(longest, min(WIDTH, sum(lengths))) + 1, max(longest, 1))
+    best = min((_fit(lengths, width) for width in widths), key=lambda rows: rows.num_rows * rows.width)
+    apart = Rows(list(range(len(lengths))), [0] * len(lengths), len(lengths), longest)
+    return best if best.num_rows * best.width <= (1 - WORTH) * len(lengths) * longest else apart
+
+
+def _fit(lengths: Sequence[int], width: int) -> Rows:
     used: list[int] = []
     rows, offsets = [0] * len(lengths), [0] * len(lengths)
     for i in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
@@ -53,7 +66,7 @@ def arrange(lengths: Sequence[int], *, flat: bool = False) -> Rows:
             used.append(0)
         rows[i], offsets[i] = row, used[row]
         used[row] += lengths[i]
-    return Rows(rows, offsets, len(used), width)
+    return Rows(rows, offsets, len(used), max(used, default=0))
 
 
 def sequence_ids(positions: Tensor) -> Tensor:

@@ -37,14 +37,16 @@ class StageSettings:
     weight_decay: float = 0.0
     micro_batch: int | None = None  # samples a GPU takes at a time, at most; None: its share of the global batch
     group_by_length: bool = False  # samples of like length share a batch
+    packed: bool = True  # several samples share a row where that leaves fewer empty places; the loss is the same
     pad: bool = True  # picture padded to a square; False: shorter side scaled, centre cropped ("square")
 
 
 PAPER_STAGES: dict[Stage, StageSettings] = {
-    "proxy": StageSettings(4e-5, micro_batch=16, group_by_length=True),
-    "connector": StageSettings(2e-3, micro_batch=16, group_by_length=True, pad=False),
-    "instruct": StageSettings(4e-5, max_length=2048, micro_batch=8, group_by_length=True),
+    "proxy": StageSettings(4e-5, micro_batch=8, group_by_length=True),
+    "connector": StageSettings(2e-3, micro_batch=4, group_by_length=True, pad=False),
+    "instruct": StageSettings(4e-5, max_length=2048, micro_batch=2, group_by_length=True),
 }
+SHORT_PROXY = replace(PAPER_STAGES["proxy"], micro_batch=32)  # 20 tokens a caption
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Recipe:
     anyres: bool = False  # LlavaNext: several tiles a picture
     image_scale: Literal["unit", "embedding"] = "unit"  # connector's first output scale; "embedding": sqrt(hidden)
     attention: str = "sdpa"  # sdpa | eager | flash_attention_2
-    activation_checkpointing: bool = False
+    activation_checkpointing: bool = False  # allowed: on a GPU, used where memory asks for it
     bf16: bool = False
     num_workers: int = 0  # processes that read samples, for each training process
     proxy_stage: StageSettings = PAPER_STAGES["proxy"]
@@ -219,7 +221,8 @@ def _recipes() -> dict[str, Recipe]:
         name = f"{llm}_sharegpt4v"
         parent = first if name == QWEN else vary(first, name, *others, llm=LLMS[llm], **own)
         for captions in ("blip-lcs",) if llm == "vicuna-7b" else ("blip-lcs", "pixmo-cap"):
-            vary(parent, f"{llm}_{captions}", *others, captions=(CAPTION_SETS[captions],))
+            stage_1: dict[str, Any] = {"proxy_stage": SHORT_PROXY} if captions == "blip-lcs" else {}
+            vary(parent, f"{llm}_{captions}", *others, captions=(CAPTION_SETS[captions],), **stage_1)
     blip = recipes[QWEN_BLIP]
     for size in SIZES:  # Tables 3, 13
         vary(blip, f"qwen2.5-{size}_blip-lcs", *others, llm=LLMS[f"qwen2.5-{size}"])
@@ -230,7 +233,8 @@ def _recipes() -> dict[str, Recipe]:
     vary(blip, f"{QWEN_BLIP}_no-lora", lora_rank=None)
     vary(blip, f"{QWEN_BLIP}_init-proxy", family=QWEN_BLIP, instruct_from="proxy")  # Tables 7, 16
     files = tuple(CAPTION_SETS.values())
-    vary(blip, "qwen2.5-7b_mixed", "vanilla", captions=files, caption_count=200_000)  # Table 8
+    long = PAPER_STAGES["proxy"]
+    vary(blip, "qwen2.5-7b_mixed", "vanilla", captions=files, caption_count=200_000, proxy_stage=long)  # Table 8
     for stage in STAGES[1:]:  # Table 11
         vary(blip, f"{QWEN_BLIP}_cmo-{stage}", family=QWEN_BLIP, weighted_stages=(stage,))
     for bounds, (low, high) in BOUNDS.items():  # Table 12
@@ -308,8 +312,8 @@ def title(table: str) -> str:
 
 
 def shown(chosen: Recipe, plan: dict[str, Any]) -> str:
-    """A recipe for reading: its values and where they stand, stage by stage, and the plan of `dpa.costs`."""
-    from dpa.costs import report
+    """A recipe for reading: its values and where they stand, stage by stage, and the plan of `dpa.plans`."""
+    from dpa.plans import report
 
     def rows(values: dict[str, Any], stage: Stage | None = None) -> list[str]:
         return [f"  {k:<26}{text(v):<46}  {source_of(chosen, k, stage)}" for k, v in values.items()]
@@ -366,7 +370,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.show is None:
         print(listing(options.table))
         return 0
-    from dpa.costs import plan
+    from dpa.plans import plan
 
     chosen = recipe(options.show)
     gpus = options.gpus if options.gpus is not None else 8 if chosen.llm in LLMS.values() else 1

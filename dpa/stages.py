@@ -56,7 +56,7 @@ def seed_of(rest: Sequence[str]) -> int:
 def changed_settings(chosen: Recipe, stage: Stage, rest: Sequence[str]) -> dict:
     """The stage's settings with what the command line changes of them; what it repeats or cannot matter is left out."""
     settings = dataclasses.asdict(chosen.settings(stage)) | {"bf16": chosen.bf16}
-    del settings["micro_batch"]  # accumulation fills up to the global batch, whatever it is
+    del settings["micro_batch"], settings["packed"]  # accumulation fills up to the global batch, however it lies
     given = given_arguments(rest)
     if (strategy := given.get("train_sampling_strategy")) in ("group_by_length", "random"):
         settings["group_by_length"] = strategy == "group_by_length"

@@ -26,7 +26,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dpa.arguments import add_recipe_flags, resolve, stages_of, training_arguments
+from dpa.arguments import add_recipe_flags, given_arguments, resolve, stages_of, training_arguments
 from dpa.card import write_card
 from dpa.errors import InputError, command
 from dpa.inputs import LEFT_OUT, LeftOut, find_left_out
@@ -81,26 +81,21 @@ def parse(
         help="go on from the last checkpoint of a stage that was cut short (default); --no-resume starts it again",
     )
     parser.add_argument(
-        "--blind-cache",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="stage 2: compute p(token | text) of the captions once, keep it in OUTPUT/blind for all runs (default)",
-    )
-    parser.add_argument(
-        "--vision-cache",
-        action=argparse.BooleanOptionalAction,
-        help="stages 2 and 3: keep the frozen tower's features of all pictures in OUTPUT/vision (default: in the lab alone)",
+        "--cache",
+        nargs="*",
+        choices=("blind", "vision"),
+        help="keep in OUTPUT for all runs: `blind`, p(token | text) of stage 2's captions under its frozen LLM; `vision`, the frozen tower's features of all pictures (default: blind, in the lab both; nothing behind --cache: neither)",
     )
     return parser.parse_known_args(arguments)
 
 
-def keeps_features(chosen: Recipe, flags: argparse.Namespace) -> bool:
-    """Whether the tower's features are cached: as `--vision-cache` says, else for the lab's small pictures."""
-    if flags.vision_cache is None:
-        return chosen.captions[0].startswith("lab/")
-    if flags.vision_cache and chosen.anyres:
-        raise InputError(f"recipe {chosen.name!r} cuts pictures into tiles; --vision-cache keeps square ones only")
-    return flags.vision_cache
+def kept(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> set[str]:
+    """Which caches a stage uses: those of `--cache` that it has, or the default."""
+    names = {"blind"} | ({"vision"} if chosen.captions[0].startswith("lab/") else set())
+    names = names if flags.cache is None else set(flags.cache)
+    if "vision" in names and chosen.anyres:
+        raise InputError(f"recipe {chosen.name!r} cuts pictures into tiles; --cache vision keeps square ones only")
+    return names & {"proxy": set(), "connector": {"blind", "vision"}, "instruct": {"vision"}}[stage]
 
 
 def _count(text: str) -> int:
@@ -143,12 +138,14 @@ def run_stage(
         set_seed(arguments.seed)
         start = time.time()
         with whole_weights(arguments):
-            trainer, export, about = build(chosen, stage, found, flags, arguments, left_out)
+            by_memory = "activation_checkpointing" not in given_arguments(rest)
+            trainer, export, about = build(chosen, stage, found, flags, arguments, left_out, by_memory=by_memory)
         if checkpoint:
             refuse_other_engine(checkpoint, trainer.engine())
-        if stage == "connector" and flags.blind_cache:
+        caches = kept(chosen, stage, flags)
+        if "blind" in caches:
             blind_cache.use(trainer, flags.output, lineage)
-        if stage != "proxy" and keeps_features(chosen, flags):
+        if "vision" in caches:
             vision_cache.use(trainer, flags.output, lineage["vision_tower"])
         if main_process:
             how = f"resuming from {checkpoint.name}" if checkpoint else "training"
@@ -166,7 +163,9 @@ def run_stage(
         if trainer.is_world_process_zero():
             made = {"recipe": chosen.name, "steps": result.global_step, "seconds": round(time.time() - start, 1)}
             made |= {"flags": without_secrets(rest), "records": len(trainer.train_dataset)} | about | trainer.engine()
-            made["blind_cache"] = trainer.train_dataset.blind is not None
+            made["cached"] = [
+                name for name in ("blind", "features") if getattr(trainer.train_dataset, name) is not None
+            ]
             writing = folder.with_name(f"{folder.name}.writing")
             shutil.rmtree(writing, ignore_errors=True)
             writing.mkdir(parents=True)

@@ -146,7 +146,9 @@ class DPATrainer(Trainer):
         images = 0 if pixels is None else (inputs["input_ids"] == image_token).sum()
         labels = (inputs["labels"] != IGNORE).sum()
         means = (mean * labels for mean in (loss.nll, loss.at_low, loss.at_high, loss.relevance))
-        counts = (mask.sum(), mask.numel(), len(mask), images, tiles, labels, *means)
+        starts = inputs.get("position_ids")  # of packed rows, which hold several samples
+        samples = len(mask) if starts is None else ((starts == 0) & (mask == 1)).sum()
+        counts = (mask.sum(), mask.numel(), samples, images, tiles, labels, *means)
         for name, value in zip(COUNTED, counts, strict=True):
             self._sums[name] = self._sums[name] + value  # on the device, without waiting for it
         self._longest = max(self._longest, mask.shape[1])

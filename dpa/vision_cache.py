@@ -1,6 +1,6 @@
 """The frozen tower's features of all pictures, computed once and kept on disk: for runs of many epochs on few pictures.
 
-`python -m dpa.train --vision-cache` (the lab's default) fills OUTPUT/vision before stages 2 and 3, and every run with the
+`python -m dpa.train --cache blind vision` (the lab's default) fills OUTPUT/vision before stages 2 and 3, and every run with the
 same tower over the same pictures reads it in place of opening pictures. 2.4 MB a picture for CLIP ViT-L/14 at 336
 pixels in float32, so it is nothing for half a million of them.
 """

@@ -103,7 +103,7 @@ def runs(tiny_models, data, tmp_path_factory):
     output = tmp_path_factory.mktemp("cached")
     flags = {"stage": "connector", "steps": 12}
     assert train.main(command(tiny_models, data, output / "on", recipe="small_cmo", **flags)) == 0
-    assert train.main(command(tiny_models, data, output / "off", "--no-blind-cache", recipe="small_cmo", **flags)) == 0
+    assert train.main(command(tiny_models, data, output / "off", "--cache", recipe="small_cmo", **flags)) == 0
     return output
 
 
@@ -125,7 +125,7 @@ def test_a_run_fills_its_cache_and_trains_as_without(runs):
     lineages = [
         json.loads((runs / way / "small_cmo" / "connector" / "lineage.json").read_text()) for way in ("on", "off")
     ]
-    assert [lineage["blind_cache"] for lineage in lineages] == [True, False]
+    assert [lineage["cached"] for lineage in lineages] == [["blind"], []]
 
 
 def test_other_rules_and_seeds_read_it_and_other_captions_do_not(runs, tiny_models, data, tmp_path, monkeypatch):

@@ -16,9 +16,9 @@ from tests.test_blind_cache import log
 def runs(tiny_models, data, tmp_path_factory):
     """Stages 2 and 3 by cmo, with the cache and without."""
     output = tmp_path_factory.mktemp("vision")
-    for name, flag in (("on", "--vision-cache"), ("off", "--no-vision-cache")):
+    for name, flags in (("on", ["--cache", "vision"]), ("off", ["--cache"])):
         for stage in ("connector", "instruct"):
-            assert train.main(command(tiny_models, data, output / name, flag, recipe="small_cmo", stage=stage)) == 0
+            assert train.main(command(tiny_models, data, output / name, *flags, recipe="small_cmo", stage=stage)) == 0
     return output
 
 
@@ -39,7 +39,9 @@ def test_no_picture_is_opened_and_the_tower_does_not_run(runs, tiny_models, data
     shutil.copytree(runs / "on" / "vision", tmp_path / "vision")
     monkeypatch.setattr(data_module, "open_image", lambda *a: pytest.fail("a picture was opened"))
     monkeypatch.setattr(CLIPVisionModel, "forward", lambda *a, **k: pytest.fail("the tower ran"))
-    words = command(tiny_models, data, tmp_path, "--vision-cache", "--seed", "2", recipe="small_cmo", stage="connector")
+    words = command(
+        tiny_models, data, tmp_path, "--cache", "vision", "--seed", "2", recipe="small_cmo", stage="connector"
+    )
     assert train.main(words) == 0
 
 
@@ -48,21 +50,24 @@ def test_another_picture_is_another_cache(runs, tiny_models, data, tmp_path):
     shutil.copytree(runs / "on" / "vision", tmp_path / "runs" / "vision")
     Image.new("RGB", (24, 24), "red").save(tmp_path / "data" / "7.png")
     words = command(
-        tiny_models, tmp_path / "data", tmp_path / "runs", "--vision-cache", recipe="small_cmo", stage="connector"
+        tiny_models, tmp_path / "data", tmp_path / "runs", "--cache", "vision", recipe="small_cmo", stage="connector"
     )
     assert train.main(words) == 0
     assert len(list((tmp_path / "runs" / "vision").glob("vision-*"))) == 3
 
 
-def test_tiles_are_refused(tiny_models, data, tmp_path, capsys):
+def test_which_caches_a_stage_uses():
     from dataclasses import replace
 
     from dpa.errors import InputError
     from dpa.recipes import recipe
-    from dpa.train import keeps_features, parse
+    from dpa.train import kept, parse
 
-    flags, _ = parse(["--recipe", "small_cmo", "--vision-cache"])
+    flags, _ = parse(["--recipe", "small_cmo", "--cache", "vision", "blind"])
     with pytest.raises(InputError, match="tiles"):
-        keeps_features(replace(recipe("small_cmo"), anyres=True, captions=("x",)), flags)
+        kept(replace(recipe("small_cmo"), anyres=True, captions=("x",)), "connector", flags)
+    assert kept(recipe("lab_ornate"), "instruct", flags) == {"vision"}
     flags, _ = parse(["--recipe", "lab_ornate"])
-    assert keeps_features(recipe("lab_ornate"), flags) and not keeps_features(recipe("qwen2.5-7b_sharegpt4v"), flags)
+    assert kept(recipe("lab_ornate"), "connector", flags) == {"blind", "vision"}
+    assert kept(recipe("qwen2.5-7b_sharegpt4v"), "connector", flags) == {"blind"}
+    assert kept(recipe("lab_ornate"), "proxy", flags) == set()
