@@ -37,6 +37,7 @@ VISION_FEATURE_LAYER = -2  # released code and LLaVA: the last layer but one, pa
 CONNECTOR = "connector.safetensors"
 PROJECTOR, NEWLINE = "model.multi_modal_projector.", "model.image_newline"  # the connector's names in a model
 ATTENTION = ("sdpa", "eager", "flash_attention_2")
+RESCALED = ("logit_scale", "logits_scaling", "lm_head_multiplier", "logits_soft_cap")  # Cohere, Granite, Falcon-H1, ...
 TOWERS = {"clip": CLIPVisionModel, "siglip": SiglipVisionModel}
 TOWERS |= {f"{family}_vision_model": tower for family, tower in TOWERS.items()}
 Llava: TypeAlias = LlavaForConditionalGeneration | LlavaNextForConditionalGeneration
@@ -50,7 +51,7 @@ def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: 
     """
     _known_attention(path_or_id, attention)
     try:
-        return AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, attn_implementation=attention)
+        llm = AutoModelForCausalLM.from_pretrained(path_or_id, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         if attention is not None and "attention" in str(error).lower():
             fix = {"sdpa": "choose eager", "eager": "choose sdpa"}.get(attention, "install flash-attn or choose sdpa")
@@ -58,6 +59,12 @@ def load_llm(path_or_id: str, *, dtype: torch.dtype = torch.float32, attention: 
         raise InputError(
             f"{path_or_id}: cannot load a causal LM from it ({first_line(error)}); give a folder or hub id with --llm"
         ) from None
+    for name in RESCALED:
+        if getattr(llm.config, name, None) not in (None, 1, 1.0):
+            raise InputError(
+                f"{path_or_id}: its forward changes the logits by {name}, which transformers' LLaVA leaves out; choose an LLM without it"
+            )
+    return llm
 
 
 def load_proxy(path_or_id: str, adapter: Path, **options) -> PreTrainedModel:

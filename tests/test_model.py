@@ -340,3 +340,18 @@ def test_an_llm_that_does_not_scale_its_embeddings_has_no_such_scale():
             models.compose(tiny_llm(family), tiny_tower(), Vocabulary("<image>"), image_scale="embedding")
     with pytest.raises(ValueError, match="unknown image scale"):
         models.compose(tiny_llm("gemma2"), tiny_tower(), Vocabulary("<image>"), image_scale="unity")
+
+
+def test_an_llm_that_rescales_its_logits_is_named(tmp_path):
+    """LLaVA reads lm_head alone: Granite's or Cohere's factor on the logits would be lost without a word."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        "granite", vocab_size=50, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    for factor in (1.0, 4.0):
+        config.logits_scaling = factor
+        AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / str(factor))
+    models.load_llm(str(tmp_path / "1.0"))
+    with pytest.raises(InputError, match="logits_scaling"):
+        models.load_llm(str(tmp_path / "4.0"))
