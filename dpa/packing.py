@@ -13,7 +13,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-WIDTH = 512  # tokens: attention over rows of so many still costs next to nothing beside the matrices
+WIDTH = 256  # tokens: attention over rows of so many costs little beside the matrices, also in small LLMs
 WORTH = 0.1
 
 

@@ -20,7 +20,7 @@ def test_sequences_lie_apart_within_the_grid(lengths, flat):
     rows = arrange(lengths, flat=flat)
     places = rows.places(lengths)
     assert len(set(places.tolist())) == sum(lengths)
-    assert max(lengths) <= rows.width <= (sum(lengths) if flat else max(512, *lengths))
+    assert max(lengths) <= rows.width <= (sum(lengths) if flat else max(256, *lengths))
     assert int(places.max()) < rows.num_rows * rows.width
     for i, start in enumerate(torch.tensor([0, *lengths]).cumsum(0)[:-1].tolist()):
         own = places[start : start + lengths[i]]
