@@ -13,13 +13,14 @@ ids and labels (so template, cut and picture size too). A cache of anything else
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from accelerate.utils import gather_object
 from torch import Tensor
 from tqdm import tqdm
 
@@ -55,27 +56,57 @@ def columns(model: torch.nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Te
     return grids
 
 
+class Told(NamedTuple):
+    """Of each record: labels [N] that something predicts, text tokens [N], hash [N, 32] bytes of its tokens and labels."""
+
+    labels: np.ndarray
+    text: np.ndarray
+    hashes: np.ndarray
+
+
+def told_of(samples: Samples, share: tuple[int, int] = (0, 1), *, show: bool = True) -> Told:
+    """Tokenise the records of a share: number, number + processes, ..."""
+    indices = range(share[0], len(samples), share[1])
+    labels, text = np.zeros(len(indices), np.int64), np.zeros(len(indices), np.int64)
+    hashes = np.zeros((len(indices), 32), np.uint8)
+    for place, index in enumerate(
+        tqdm(indices, "reading captions", unit="rec", leave=False, delay=2, disable=not show)
+    ):
+        ids, marked = (np.asarray(row, dtype="<i4") for row in samples.tokens(index))
+        labels[place] = (marked[1:] != IGNORE).sum()
+        text[place] = (ids != samples.image_token_id).sum()
+        hashes[place] = np.frombuffer(hashlib.sha256(ids.tobytes() + marked.tobytes()).digest(), np.uint8)
+    return Told(labels, text, hashes)
+
+
+def joined(shares: Sequence[Told]) -> Told:
+    """The shares of all processes, in their order, as one."""
+    whole = []
+    for parts in zip(*shares, strict=True):
+        out = np.zeros((sum(map(len, parts)), *parts[0].shape[1:]), parts[0].dtype)
+        for number, part in enumerate(parts):
+            out[number :: len(parts)] = part
+        whole.append(out)
+    return Told(*whole)
+
+
 class BlindCache:
     """The cache of `samples` (view `pair`): `fill` it, then `samples.blind = cache.rows` adds the scores to each sample."""
 
-    def __init__(self, root: Path, key: Mapping[str, Any], samples: Samples, *, show: bool = True) -> None:
-        """key: what made the LLM (hashes, precision). Tokenises all records. InputError for a foreign or damaged cache."""
-        digest, counts, self.text = hashlib.sha256(), [], []
-        for index in tqdm(range(len(samples)), "reading captions", unit="rec", leave=False, delay=2, disable=not show):
-            ids, labels = samples.tokens(index)
-            digest.update(np.asarray([ids, labels], dtype="<i4").tobytes())
-            counts.append(sum(label != IGNORE for label in labels[1:]))
-            self.text.append(len(ids) - ids.count(samples.image_token_id))
-        self.samples, self.show = samples, show
-        self.rows = RowCache.open(root, FOLDER, {**key, "records": digest.hexdigest()}, counts, len(COLUMNS))
+    def __init__(self, root: Path, key: Mapping[str, Any], samples: Samples, told: Told, *, show: bool = True) -> None:
+        """key: what made the LLM (hashes, precision); told: all records of `told_of`. InputError for a damaged cache."""
+        self.samples, self.show, self.text = samples, show, told.text
+        key = {**key, "records": hashlib.sha256(told.hashes.tobytes()).hexdigest()}
+        self.rows = RowCache.open(root, FOLDER, key, told.labels.tolist(), len(COLUMNS))
 
     def batches(self) -> list[list[int]]:
         """Indices of the records that are scored together: of like length, decided by the records alone."""
         groups: list[list[int]] = []
         width = taken = 0
-        for index in np.argsort(-np.array(self.text), kind="stable").tolist():
+        for index in np.argsort(-self.text, kind="stable").tolist():
             if not groups or taken + width > TOKENS:
-                groups, width, taken = [*groups, []], self.text[index], 0
+                groups.append([])
+                width, taken = int(self.text[index]), 0
             groups[-1].append(index)
             taken += width
         return groups
@@ -127,8 +158,12 @@ def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: 
     model, processes = trainer.model, (arguments.process_index, arguments.world_size)
     key = key_of(lineage, str(model.dtype).removeprefix("torch."), arguments.bf16)
 
+    told = told_of(samples, processes, show=processes[0] == 0)
+    if processes[1] > 1:
+        told = joined(gather_object([told]))
+
     def opened() -> tuple[RowCache, Callable[[], None]]:
-        cache = BlindCache(root / FOLDER, key, samples, show=processes[0] == 0)
+        cache = BlindCache(root / FOLDER, key, samples, told, show=processes[0] == 0)
         return cache.rows, lambda: fill(cache)
 
     def fill(cache: BlindCache) -> None:

@@ -58,6 +58,7 @@ class Samples(Dataset):
         self.processor = processor
         self.tokenizer = getattr(processor, "tokenizer", processor)
         self.tiled = "Next" in type(processor).__name__
+        self._image_tokens: dict[tuple[int, int], int] = {}
         if view != "text":
             self.image_token_id = self.tokenizer.convert_tokens_to_ids(processor.image_token)
 
@@ -88,7 +89,8 @@ class Samples(Dataset):
 
     def tokens(self, index: int, size: tuple[int, int] | None = None) -> tuple[list[int], list[int]]:
         """(token ids, labels) of a sample, each [L]; `size`: (width, height) of its picture where that is known already."""
-        encoded = self.cut(self.records[index], self.encode(self.records[index], size))
+        record = self.records[index]
+        encoded = self.cut(record, self.encode(record, size))
         return encoded.ids, [t if label else IGNORE for t, label in zip(encoded.ids, encoded.supervised, strict=True)]
 
     def encode(self, record: Record, size: tuple[int, int] | None = None) -> Encoded:
@@ -145,8 +147,10 @@ class Samples(Dataset):
         """Tokens of a picture of (width, height) pixels; of a square one when `size` is None."""
         from dpa.processing import num_image_tokens
 
-        width, height = size or (1, 1)
-        return num_image_tokens(self.processor, height, width)
+        width, height = (size or (1, 1)) if self.tiled else (1, 1)  # untiled, all have as many
+        if (width, height) not in self._image_tokens:
+            self._image_tokens[width, height] = num_image_tokens(self.processor, height, width)
+        return self._image_tokens[width, height]
 
     def _expand_image_token(self, record: Record, encoded: Encoded, size: tuple[int, int] | None) -> Encoded:
         ids, supervised = encoded.ids, encoded.supervised

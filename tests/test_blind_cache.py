@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from dpa import blind_cache, train
-from dpa.blind_cache import BlindCache, columns
+from dpa.blind_cache import BlindCache, columns, joined, told_of
 from dpa.data import Collator
 from dpa.loss import IGNORE, batch_loss
 from dpa.methods import CAL, CMO
@@ -81,10 +81,12 @@ def test_filling_in_parts_and_anew_gives_the_same_bits(lab_tokenizer, tmp_path, 
     model, padded, _ = llava_batches(lab_tokenizer, sizes=[(3 + n % 7, True) for n in range(23)])
     samples = Few(model.config.image_token_id, padded)
     monkeypatch.setattr(blind_cache, "TOKENS", 24)
-    whole = BlindCache(tmp_path / "a", {"llm": "x"}, samples)
+    whole = BlindCache(tmp_path / "a", {"llm": "x"}, samples, told_of(samples))
     assert whole.fill(model) == 23 and not len(whole.rows.missing())
     assert 4 < len(whole.batches()) < 23
-    parts = BlindCache(tmp_path / "b", {"llm": "x"}, samples)
+    told = joined([told_of(samples, (number, 3)) for number in range(3)])
+    parts = BlindCache(tmp_path / "b", {"llm": "x"}, samples, told)
+    assert parts.rows.folder.name == whole.rows.folder.name
     for number in (2, 0):
         parts.fill(model, share=(number, 3))
     parts.rows._values  # noqa: B018  mapped before the rest is written
