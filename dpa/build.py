@@ -111,8 +111,6 @@ def build(
         gib = torch.cuda.get_device_properties(arguments.device).total_memory / 2**30
         batch = (arguments.world_size, arguments.per_device_train_batch_size, longest, gib)
         arguments.activation_checkpointing = asks_for_checkpointing(chosen, stage, shape, _engine(arguments), *batch)
-    if rank is not None and arguments.activation_checkpointing:
-        trained.enable_input_require_grads()  # the embeddings are frozen, and checkpointing starts at them
 
     def flops(counts: dict[str, float]) -> float:
         text = counts["tokens"] - counts["image_tokens"]

@@ -70,6 +70,7 @@ class DPATrainer(Trainer):
             self.remove_callback(ProgressCallback)
             self.add_callback(QuietProgress)
         self.add_callback(HealthCheck(weighting))
+        self.add_callback(FrozenStayFrozen())
 
     def _get_train_sampler(self, train_dataset: Any = None):
         """Reference: the released scripts group stage 3 by length and, before that, by modality."""
@@ -332,6 +333,18 @@ class QuietProgress(ProgressCallback):
     def on_log(self, args, state, control, logs=None, **kwargs) -> None:
         if state.is_world_process_zero and self.training_bar is not None and logs and "loss" in logs:
             self.training_bar.set_postfix(loss=f"{logs['loss']:.3f}", nll=f"{logs.get('nll', math.nan):.3f}")
+
+
+class FrozenStayFrozen(TrainerCallback):
+    """With activation checkpointing transformers has all embeddings ask for gradients, the frozen tower's too, and so sends
+    a backward pass through it. Checkpointing that is not reentrant needs none of that.
+    """
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs) -> None:
+        reentrant = (args.activation_checkpointing_kwargs or {}).get("use_reentrant", False)
+        if args.activation_checkpointing and not reentrant:
+            inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+            inner.disable_input_require_grads()
 
 
 class HealthCheck(TrainerCallback):
