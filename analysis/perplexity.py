@@ -15,47 +15,6 @@ from pathlib import Path
 from dpa.errors import InputError, command
 
 
-def text_scores(model, tokenizer, texts: Sequence[str], *, batch_size: int = 32) -> list[tuple[float, int, int]]:
-    """(nats, tokens, bytes) of each text under a causal LM.
-
-    Every token is scored: a tokenizer without a beginning-of-sequence token gets its end-of-sequence token in that place,
-    or the bytes of the first token would count and its nats would not.
-    """
-    import torch
-    from tqdm import tqdm
-
-    from dpa.blind import label_scores
-    from dpa.data import Collator
-    from dpa.loss import IGNORE
-
-    start_token = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
-    samples = [tokenizer(text.strip() + "\n").input_ids for text in texts]
-    samples = [ids if ids[:1] == [start_token] else [start_token, *ids] for ids in samples]
-    order = sorted(
-        range(len(texts)), key=lambda index: len(samples[index])
-    )  # batches of near-equal length, little padding
-    collate = Collator(tokenizer.pad_token_id)
-    scores: list[tuple[float, int, int]] = [(0.0, 0, 0)] * len(texts)
-    device = model.get_input_embeddings().weight.device
-    with torch.no_grad():
-        for start in tqdm(range(0, len(order), batch_size), desc="scoring text", unit="batch", leave=False, delay=2):
-            rows = order[start : start + batch_size]
-            ids = [torch.tensor(samples[row]) for row in rows]
-            batch = {
-                key: value.to(device) for key, value in collate([{"input_ids": i, "labels": i} for i in ids]).items()
-            }
-            targets = batch["labels"][:, 1:]
-            logits = model(
-                input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False
-            ).logits[:, :-1]
-            kept = targets != IGNORE
-            log_p = torch.zeros(targets.shape, device=device)
-            log_p[kept] = label_scores(logits[kept], targets[kept]).log_p
-            for row, nats, count in zip(rows, (-log_p.double().sum(1)).tolist(), kept.sum(1).tolist(), strict=True):
-                scores[row] = (nats, count, len((texts[row].strip() + "\n").encode()))
-    return scores
-
-
 def read_captions(path: Path) -> list[str]:
     """Captions of a LLaVA JSON file, or the lines of a plain text file; empty lines are passed over."""
     if path.suffix in (".json", ".jsonl"):
@@ -75,6 +34,7 @@ def perplexity_table(llm: str, proxy: Path | None, captions: Sequence[Path]):
     """DataFrame: for each caption file and model the number of texts, nats per token, perplexity and bits per byte."""
     import pandas as pd
 
+    from analysis.scoring import text_scores
     from dpa.lineage import local_model
     from dpa.model import load_llm, load_proxy
     from dpa.processing import load_tokenizer

@@ -4,7 +4,8 @@
 
 The first line of a predictions file holds the settings that made it; a file of another checkpoint, another prompt or
 other settings is never continued. A killed run loses at most the batch in flight: a torn last line is cut off, and the
-items after it are asked again. Decoding is greedy.
+items after it are asked again. Decoding is greedy. Prompts of like length share a batch; what an answer cannot differ in
+(the same question about the same picture or, without pictures, the same question) is asked once.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -26,7 +27,9 @@ from dpa.lineage import folder_hash, local_model, provenance, write_json
 
 BATCH_SIZE = 64
 MAX_NEW_TOKENS = 16
-GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0}  # whatever the checkpoint's own settings say
+# whatever the checkpoint's own settings say; use_cache is off in those of an LLM that a Trainer saved and of all made of
+# it, and then each new token reads the prompt and the picture anew
+GREEDY = {"do_sample": False, "num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
 
 
 def read_items(path: Path) -> list[Item]:
@@ -125,8 +128,6 @@ def predict(
     import torch
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    from dpa.images import open_image
-
     try:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         net = AutoModelForImageTextToText.from_pretrained(local_model(model), dtype="auto").to(device).eval()
@@ -135,38 +136,82 @@ def predict(
         raise InputError(
             f"{model}: not a checkpoint that transformers loads as an image-text model ({str(error).splitlines()[0][:200]})"
         ) from None
-    processor.tokenizer.padding_side = "left"
     out.parent.mkdir(parents=True, exist_ok=True)
     if out.is_file():
         cut_torn_line(out)
-    with open(out, "a", encoding="utf-8") as file:
+    name = f"{'blind' if blind else 'seen'} answers of {Path(model).parent.name}"
+    sizes = {"batch_size": batch_size, "max_new_tokens": max_new_tokens}
+    with open(out, "a", encoding="utf-8") as file, tqdm(total=len(open_items), desc=name, unit="item") as progress:
         if file.tell() == 0:
             file.write(json.dumps({"settings": wanted, "provenance": provenance()}) + "\n")
-        open_items = sorted(open_items, key=lambda item: len(item.prompt))  # little padding
-        batches = [open_items[start : start + batch_size] for start in range(0, len(open_items), batch_size)]
-        for batch in tqdm(
-            batches, desc=f"{'blind' if blind else 'seen'} answers of {Path(model).parent.name}", unit="batch"
-        ):
-            texts = [prompt_text(processor, item.prompt, blind) for item in batch]
-            pictures = (
-                None
-                if blind
-                else [open_image(images, item.image, f"{item.benchmark} item {item.index}") for item in batch]
-            )
-            inputs = processor(
-                text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False
-            ).to(device)
-            with torch.no_grad():
-                ids = net.generate(**inputs, **GREEDY, max_new_tokens=max_new_tokens)
-            answers = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            for item, answer in zip(batch, answers, strict=True):
-                file.write(
-                    json.dumps({"benchmark": item.benchmark, "index": item.index, "answer": answer}, ensure_ascii=False)
-                    + "\n"
-                )
+        for batch in answers(net, processor, open_items, images, blind=blind, **sizes):
+            for item, answer in batch:
+                row = {"benchmark": item.benchmark, "index": item.index, "answer": answer}
+                file.write(json.dumps(row, ensure_ascii=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
+            progress.update(len(batch))
     write_json(out.with_suffix(".seconds"), round(time.time() - start, 1))
+
+
+def answers(
+    net,
+    processor,
+    items: Sequence[Item],
+    images: Path,
+    *,
+    blind: bool = False,
+    batch_size: int = BATCH_SIZE,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Iterator[list[tuple[Item, str]]]:
+    """The model's answers to `items`, batch by batch as they come, the longest prompts first.
+
+    A batch asks `batch_size` different questions, padded at the left, and ends when the last of them is answered.
+    InputError for a picture that is missing or has no readable header before anything is asked; for one that is broken
+    further on when its batch's turn comes.
+    """
+    from dpa.images import open_image
+
+    if not items:
+        return
+    questions: dict[tuple[str, str | None], list[Item]] = {}
+    for item in items:
+        questions.setdefault((item.prompt, None if blind else item.image), []).append(item)
+    asked = list(questions.values())
+    lengths = _num_tokens(processor, [same[0] for same in asked], images, blind)
+    order = sorted(range(len(asked)), key=lambda index: -lengths[index])
+    batches = [[asked[i] for i in order[start : start + batch_size]] for start in range(0, len(order), batch_size)]
+    processor.tokenizer.padding_side = "left"
+    for batch in batches:
+        firsts = [same[0] for same in batch]
+        texts = [prompt_text(processor, item.prompt, blind) for item in firsts]
+        pictures = None if blind else [open_image(images, item.image, _where(item)) for item in firsts]
+        inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=False)
+        ids = net.generate(**inputs.to(net.device), **GREEDY, max_new_tokens=max_new_tokens)
+        said = processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        yield [(item, answer) for same, answer in zip(batch, said, strict=True) for item in same]
+
+
+def _num_tokens(processor, items: Sequence[Item], images: Path, blind: bool) -> list[int]:
+    """Tokens of each item's prompt with its picture's, which differ in number where pictures are tiled (AnyRes)."""
+    from dpa.images import image_size
+    from dpa.processing import num_image_tokens
+
+    texts = [prompt_text(processor, item.prompt, blind) for item in items]
+    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=False).input_ids]
+    if blind:
+        return lengths
+    sizes = [image_size(images, item.image, _where(item)) for item in items]
+    if not hasattr(processor, "_get_num_multimodal_tokens"):  # a processor of another family
+        return lengths
+    return [
+        length - 1 + num_image_tokens(processor, height, width)  # in place of the mark
+        for length, (width, height) in zip(lengths, sizes, strict=True)
+    ]
+
+
+def _where(item: Item) -> str:
+    return f"{item.benchmark} item {item.index}"
 
 
 def prompt_text(processor, prompt: str, blind: bool) -> str:

@@ -2,10 +2,11 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
-from transformers import AutoProcessor, AutoTokenizer
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 from benchmarks import predict, run
 from benchmarks.lab import lab_items
@@ -53,7 +54,9 @@ def test_batches_do_not_change_answers_and_a_cut_file_continues(checkpoint, aske
     predict.predict(str(checkpoint), items, pictures, one, batch_size=1, max_new_tokens=4)
     predict.predict(str(checkpoint), items, pictures, many, batch_size=7, max_new_tokens=4)
     answers = predict.read_predictions(one)
-    assert answers == predict.read_predictions(many) and len(answers) == len(items)
+    assert answers == predict.read_predictions(many) and len(answers) == len(items) >= 20
+    assert len({len(item.prompt) for item in items}) > 9, "prompts of one length are no test of padding"
+    assert len(set(answers.values())) > 1, "a model that says one thing is no test of batches"
     whole = many.read_bytes()
     many.write_bytes(whole[: len(whole) // 2])  # killed in the middle of a line
     predict.predict(str(checkpoint), items, pictures, many, batch_size=7, max_new_tokens=4)
@@ -65,6 +68,101 @@ def test_blind_answers_do_not_depend_on_the_pictures(checkpoint, asked, tmp_path
     predict.predict(str(checkpoint), items, pictures, tmp_path / "a.jsonl", blind=True, max_new_tokens=4)
     predict.predict(str(checkpoint), items, tmp_path, tmp_path / "b.jsonl", blind=True, max_new_tokens=4)
     assert predict.read_predictions(tmp_path / "a.jsonl") == predict.read_predictions(tmp_path / "b.jsonl")
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint):
+    """(model, processor) of the checkpoint."""
+    return AutoModelForImageTextToText.from_pretrained(checkpoint).eval(), AutoProcessor.from_pretrained(checkpoint)
+
+
+def decoder_calls(model, run):
+    """[batch, places] of each call of the model's decoder during `run`."""
+    calls = []
+    hook = model.model.language_model.register_forward_pre_hook(
+        lambda module, args, kwargs: calls.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
+    )
+    run()
+    hook.remove()
+    return calls
+
+
+def test_prompts_are_read_once_whatever_the_checkpoint_says(loaded, asked, monkeypatch):
+    """A Trainer leaves use_cache off in what it saves; each new token is read alone all the same."""
+    model, processor = loaded
+    for name, value in (("use_cache", False), ("eos_token_id", None)):  # None: every answer has all its tokens
+        monkeypatch.setattr(model.generation_config, name, value)
+    calls = decoder_calls(model, lambda: list(predict.answers(model, processor, *asked, max_new_tokens=4)))
+    assert [places for _, places in calls[1:]] == [1, 1, 1] and calls[0][1] > 9
+
+
+def test_a_batch_ends_with_its_last_answer(loaded, asked, monkeypatch):
+    model, processor = loaded
+    monkeypatch.setattr(model.generation_config, "eos_token_id", list(range(len(processor.tokenizer))))
+    assert len(decoder_calls(model, lambda: list(predict.answers(model, processor, *asked, max_new_tokens=4)))) == 1
+
+
+def test_the_same_question_is_asked_once(loaded, asked):
+    """With pictures a question is a prompt and a picture, without them a prompt; every item gets its answer."""
+    model, processor = loaded
+    items, pictures = asked
+    twice = [*items, *(replace(item, index=f"{item.index}-again") for item in items)]
+    for blind, number in ((False, len(items)), (True, len({item.prompt for item in items}))):
+        found = []
+        calls = decoder_calls(
+            model,
+            lambda blind=blind, found=found: found.extend(
+                predict.answers(model, processor, twice, pictures, blind=blind, batch_size=100, max_new_tokens=1)
+            ),
+        )
+        assert [rows for rows, _ in calls] == [number] and number < len(twice)
+        given = {(item.benchmark, item.index): answer for item, answer in found[0]}
+        assert len(given) == len(twice)
+        assert all(given[item.benchmark, item.index] == given[item.benchmark, f"{item.index}-again"] for item in items)
+
+
+@pytest.mark.parametrize("anyres", [False, True])
+def test_batches_are_sorted_by_the_tokens_that_the_model_reads(tiny_models, asked, tmp_path, anyres):
+    """Tiled pictures have unlike numbers of tokens, which prompts do not tell; the longest come first."""
+    from PIL import Image
+
+    from dpa.model import load_tower
+    from dpa.processing import build_processor
+
+    processor = build_processor(
+        AutoTokenizer.from_pretrained(tiny_models["llm"]), load_tower(str(tiny_models["tower"])), anyres=anyres
+    )
+    items = []
+    for number, (width, height) in enumerate([(24, 24), (90, 30), (30, 90), (100, 100), (50, 40)]):
+        Image.new("RGB", (width, height)).save(tmp_path / f"{number}.png")
+        items.append(replace(asked[0][3 * number], image=f"{number}.png"))
+    read = []
+
+    class Model:
+        device = "cpu"
+
+        def generate(self, input_ids, attention_mask, **_):
+            read.append(int(attention_mask.sum()))
+            return input_ids
+
+    for blind in (False, True):
+        read.clear()
+        list(predict.answers(Model(), processor, items, tmp_path, blind=blind, batch_size=1))
+        assert read == sorted(read, reverse=True) and len(read) == len({item.prompt for item in items}) == 5
+        assert read == sorted(predict._num_tokens(processor, items, tmp_path, blind), reverse=True)
+
+
+def test_a_missing_picture_is_named_before_anything_is_asked(loaded, asked):
+    model, processor = loaded
+    items = [*asked[0], replace(asked[0][0], image="no.png", index="lost")]
+    calls = []
+    with pytest.raises(InputError, match=r"CVBench-2D item lost: .*no\.png does not exist"):
+        calls += decoder_calls(model, lambda: list(predict.answers(model, processor, items, asked[1], batch_size=1)))
+    assert not calls
+
+
+def test_no_items_no_answers(loaded, tmp_path):
+    assert list(predict.answers(*loaded, [], tmp_path)) == []
 
 
 def test_another_setting_never_continues_a_file(checkpoint, asked, tmp_path):
@@ -155,21 +253,21 @@ def test_perplexity_names_what_is_no_adapter(tiny_models, data, tmp_path, capsys
 
 def test_perplexity_of_a_known_source(tiny_models):
     """A model that gives every token the same probability scores log V per token, whatever the text."""
-    from analysis.perplexity import text_scores
+    from analysis.scoring import text_scores
     from dpa.model import load_llm
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llm"])
     model = load_llm(str(tiny_models["llm"]))
     model.lm_head.weight.data.zero_()
     texts = ["a red ball", "x", "", "🙂 and more words than the others, by far"]
-    for text, (nats, tokens, size) in zip(texts, text_scores(model, tokenizer, texts, batch_size=2), strict=True):
+    for text, (nats, tokens, size) in zip(texts, text_scores(model, tokenizer, texts, budget=16), strict=True):
         assert tokens == len(tokenizer(text + "\n").input_ids) - 1  # all but the start token
         assert nats == pytest.approx(tokens * math.log(len(tokenizer)), rel=1e-5)
         assert size == len((text + "\n").encode())
 
 
 def test_perplexity_does_not_depend_on_the_batch(tiny_models):
-    from analysis.perplexity import text_scores
+    from analysis.scoring import text_scores
     from dpa.model import load_llm
 
     tokenizer = AutoTokenizer.from_pretrained(tiny_models["llm"])

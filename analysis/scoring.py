@@ -1,0 +1,114 @@
+"""What a causal LM says of texts alone, token by token: sorted by length, packed without padding, within a token budget.
+
+A text counts as a caption is trained on: stripped, with a newline, after a start token. Every token is scored: a
+tokenizer without a beginning-of-sequence token gets its end-of-sequence token in that place, or the bytes of the first
+token would count and its nats would not. A text has the scores that it has alone (to rounding); none is cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from dpa.errors import InputError
+from dpa.loss import text_model
+from dpa.packing import decode
+from dpa.scores import label_scores, softcap_of
+
+BUDGET = {
+    "cpu": 1024,
+    "cuda": 16_384,
+}  # tokens of a batch; more fill a processor's caches to no use, fewer a GPU's cores not
+BLOCK = 1000  # texts tokenised at a time
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """The tokens of a text behind its start token: `ids` [N] int32, their `log_p` [N] float32 in nats."""
+
+    ids: np.ndarray
+    log_p: np.ndarray
+
+
+def token_scores(model, tokenizer, texts: Sequence[str], *, budget: int | None = None) -> list[TokenScores]:
+    """Token ids and log-probabilities of each text under a causal LM (or a LLaVA model's LLM), in the order of `texts`.
+
+    budget: tokens of a batch, which bound the memory; a longer text is a batch of its own. None: `BUDGET`. InputError
+    when the tokenizer has no token to start with.
+    """
+    samples = _samples(tokenizer, texts)
+    found = [TokenScores(ids[1:], np.empty(0, np.float32)) for ids in samples]
+    for index, log_p in _log_p(model, samples, budget):
+        found[index] = TokenScores(samples[index][1:], log_p)
+    return found
+
+
+def text_scores(model, tokenizer, texts: Sequence[str], *, budget: int | None = None) -> list[tuple[float, int, int]]:
+    """(nats, tokens, bytes) of each text, in the order of `texts`: the sums of `token_scores`, with UTF-8 bytes."""
+    samples = _samples(tokenizer, texts)
+    nats = [0.0] * len(texts)
+    for index, log_p in _log_p(model, samples, budget):
+        nats[index] = -float(log_p.sum(dtype=np.float64))
+    return [
+        (total, len(ids) - 1, len(_text(text).encode())) for total, ids, text in zip(nats, samples, texts, strict=True)
+    ]
+
+
+def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Indices of `lengths` in batches of at most `budget` tokens together, or of one: long ones first, so that a batch
+    holds like lengths and the first is the one that needs the most memory. What is empty is left out.
+    """
+    found: list[list[int]] = []
+    room = 0
+    for index in sorted((i for i, length in enumerate(lengths) if length), key=lambda i: -lengths[i]):
+        if not found or lengths[index] > room:
+            found.append([])
+            room = budget
+        found[-1].append(index)
+        room -= lengths[index]
+    return found
+
+
+def _text(text: str) -> str:
+    return text.strip() + "\n"
+
+
+def _samples(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
+    """Token ids of each text, the start token first, [N + 1] int32."""
+    start = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if start is None:
+        raise InputError(f"{tokenizer.name_or_path}: no token to start a text with; set its bos_token or eos_token")
+    samples = []
+    for first in range(0, len(texts), BLOCK):
+        for ids in tokenizer([_text(text) for text in texts[first : first + BLOCK]]).input_ids:
+            samples.append(np.array(ids if ids[:1] == [start] else [start, *ids], dtype=np.int32))
+    return samples
+
+
+def _log_p(model, samples: Sequence[np.ndarray], budget: int | None) -> Iterator[tuple[int, np.ndarray]]:
+    """(index, log-probabilities [N] float32 of its tokens after the first) of each sample that has any."""
+    decoder, embed, head = text_model(model), model.get_input_embeddings(), model.get_output_embeddings()
+    softcap, device = softcap_of(model.config), embed.weight.device
+    lengths = [len(ids) - 1 for ids in samples]  # nothing comes after the last token, so it is not read
+    for batch in tqdm(
+        batches(lengths, budget or BUDGET.get(device.type, BUDGET["cuda"])),
+        desc="scoring text",
+        unit="batch",
+        leave=False,
+        delay=2,
+    ):
+        counts = [lengths[index] for index in batch]
+        ids, labels = (
+            torch.from_numpy(np.concatenate([samples[index][part] for index in batch])).long().to(device)
+            for part in (slice(None, -1), slice(1, None))
+        )
+        positions = torch.cat([torch.arange(count) for count in counts]).to(device)
+        with torch.no_grad():
+            hidden = decode(decoder, embed(ids), positions, counts)
+            log_p: Tensor = label_scores(hidden, head.weight, labels, bias=head.bias, softcap=softcap).log_p
+        yield from zip(batch, np.split(log_p.float().cpu().numpy(), np.cumsum(counts)[:-1]), strict=True)

@@ -1,0 +1,160 @@
+"""Scores of packed texts are those that each text has alone, whatever lies beside it."""
+
+from itertools import pairwise
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from analysis import scoring
+from dpa.errors import InputError
+from dpa.packing import arrange
+from tests.conftest import FAMILIES, tiny_llm, tiny_tower
+
+WORDS = ("ball", "cube", "star", "ring", "cone", "moon", "gem", "red", "blue", "green", "near", "far")
+TEXTS = ["a red ball", "", "the small blue cube and the moon", "star", "🙂 and more words than the others, by far " * 3]
+
+
+@pytest.fixture(scope="module")
+def models(lab_tokenizer):
+    """A tiny LLM of each family, and one with the attention that real runs have."""
+    found = {family: tiny_llm(family, vocab_size=len(lab_tokenizer)) for family in FAMILIES}
+    found["llama-sdpa"] = tiny_llm("llama", vocab_size=len(lab_tokenizer))
+    found["llama-sdpa"].set_attn_implementation("sdpa")
+    return found
+
+
+@torch.no_grad()
+def alone(model, tokenizer, text):
+    """Log-probabilities of a text's tokens by the model's own forward, one text in a batch."""
+    ids = torch.tensor([tokenizer(text.strip() + "\n").input_ids])  # the lab's tokenizer starts with <s>
+    log_p = model(input_ids=ids).logits[0, :-1].log_softmax(-1)
+    return log_p.gather(-1, ids[0, 1:, None])[:, 0].numpy()
+
+
+def text_of(lengths, seed=0):
+    rng = np.random.default_rng(seed)
+    return [" ".join(rng.choice(WORDS, size=length)) for length in lengths]
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "llama-sdpa"])
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.integers(0, 40), max_size=12), st.integers(1, 120))
+def test_packed_scores_are_those_of_each_text_alone(models, lab_tokenizer, name, lengths, budget):
+    texts = text_of(lengths)
+    found = scoring.token_scores(models[name], lab_tokenizer, texts, budget=budget)
+    assert len(found) == len(texts)
+    for text, scores in zip(texts, found, strict=True):
+        assert scores.log_p.dtype == np.float32 and scores.ids.shape == scores.log_p.shape
+        np.testing.assert_allclose(scores.log_p, alone(models[name], lab_tokenizer, text), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*FAMILIES, "llama-sdpa"])
+def test_what_lies_beside_a_text_does_not_reach_it(models, lab_tokenizer, name):
+    """Texts that share rows; the others are exchanged, the last one's scores stay."""
+    lengths = [30, 14, 12, 9, 4, 3]
+    assert arrange([length + 1 for length in lengths]).is_packed, "nothing shares a row: the test says nothing"
+    kept = text_of(lengths, seed=0)[-1]
+    one, other = ([*text_of(lengths, seed)[:-1], kept] for seed in (1, 2))
+    results = [scoring.token_scores(models[name], lab_tokenizer, texts)[-1].log_p for texts in (one, other)]
+    np.testing.assert_allclose(*results, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_texts_longer_than_the_window_and_than_the_model(models, lab_tokenizer, name):
+    """300 tokens pass Gemma-2's window of 256, 600 the 512 positions of the configuration: neither is cut."""
+    texts = text_of([300, 600, 5, 280])
+    for text, scores in zip(texts, scoring.token_scores(models[name], lab_tokenizer, texts), strict=True):
+        assert len(scores.ids) == len(text.split()) + 1
+        np.testing.assert_allclose(scores.log_p, alone(models[name], lab_tokenizer, text), atol=5e-5)
+
+
+def test_sums_of_the_token_scores(models, lab_tokenizer):
+    """(nats, tokens, bytes) in the order given; ids are the text's, stripped and with a newline."""
+    sums = scoring.text_scores(models["llama"], lab_tokenizer, [f"  {text} \n" for text in TEXTS], budget=16)
+    for text, scores, (nats, tokens, size) in zip(
+        TEXTS, scoring.token_scores(models["llama"], lab_tokenizer, TEXTS), sums, strict=True
+    ):
+        assert nats == pytest.approx(-scores.log_p.sum(dtype=np.float64), rel=1e-5) and type(nats) is float
+        assert tokens == len(scores.ids) and size == len((text.strip() + "\n").encode())
+        assert [lab_tokenizer.bos_token_id, *scores.ids] == lab_tokenizer(text.strip() + "\n").input_ids
+
+
+def test_no_texts(models, lab_tokenizer):
+    assert scoring.token_scores(models["llama"], lab_tokenizer, []) == []
+    assert scoring.text_scores(models["llama"], lab_tokenizer, []) == []
+
+
+class Letters:
+    """A tokenizer without a start token of its own, that drops white space: an empty text has no token."""
+
+    name_or_path, bos_token_id, eos_token_id = "letters", None, 2
+
+    def __call__(self, texts):
+        return SimpleNamespace(input_ids=[[3 + ord(letter) % 90 for letter in text.strip()] for text in texts])
+
+
+def test_without_a_start_token_the_end_token_starts_a_text():
+    """So the first token is scored too; and a text that is no token at all has no scores, beside others or alone."""
+    model, texts = tiny_llm("qwen2"), ["abc", "", "d"]
+    found = scoring.token_scores(model, Letters(), texts)
+    assert [len(scores.log_p) for scores in found] == [3, 0, 1]
+    with torch.no_grad():
+        log_p = model(input_ids=torch.tensor([[2]])).logits[0, 0].log_softmax(-1)
+    assert found[2].log_p[0] == pytest.approx(float(log_p[3 + ord("d") % 90]), abs=1e-5)
+    assert scoring.text_scores(model, Letters(), ["", ""]) == [(0.0, 0, 1)] * 2
+
+
+def test_no_token_to_start_with_is_named():
+    tokenizer = Letters()
+    tokenizer.eos_token_id = None
+    with pytest.raises(InputError, match="letters: no token to start a text with"):
+        scoring.text_scores(tiny_llm("qwen2"), tokenizer, ["a"])
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(0, 50)), st.integers(1, 100))
+def test_batches_keep_to_the_budget(lengths, budget):
+    """Every text once, long ones first, and no batch that could have taken the next text."""
+    found = scoring.batches(lengths, budget)
+    assert sorted(i for batch in found for i in batch) == [i for i, length in enumerate(lengths) if length]
+    taken = [[lengths[i] for i in batch] for batch in found]
+    assert [length for batch in taken for length in batch] == sorted(
+        (length for length in lengths if length), reverse=True
+    )
+    assert all(sum(batch) <= budget or len(batch) == 1 for batch in taken)
+    assert all(sum(batch) + following[0] > budget for batch, following in pairwise(taken))
+
+
+def test_the_model_sees_no_more_than_the_budget(models, lab_tokenizer):
+    """What bounds the memory, however many texts there are: places of a batch's grid, nearly all of them tokens. Each
+    text's positions begin at 0.
+    """
+    places, positions = [], []
+
+    def look(module, args, kwargs):
+        places.append(kwargs["inputs_embeds"].shape[:2].numel())
+        positions.append(int(kwargs["position_ids"].max()))
+
+    hook = models["llama"].model.register_forward_pre_hook(look, with_kwargs=True)
+    sums = scoring.text_scores(models["llama"], lab_tokenizer, text_of([i % 37 for i in range(400)]), budget=256)
+    hook.remove()
+    total = sum(tokens for _, tokens, _ in sums)
+    assert max(places) <= 1.15 * 256 and total <= sum(places) < 1.1 * total
+    assert max(positions) == 36
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_llm_of_a_llava_model_and_one_in_a_wrapper(models, lab_tokenizer, family):
+    """The LLM's own scores, with Gemma-2's final cap, which LLaVA's own forward leaves out; a new adapter changes none."""
+    from dpa.model import compose, lora
+
+    scores = scoring.text_scores(models[family], lab_tokenizer, TEXTS)
+    llm = tiny_llm(family, vocab_size=len(lab_tokenizer))
+    llava = compose(llm, tiny_tower(), lab_tokenizer).eval()
+    np.testing.assert_allclose(scoring.text_scores(llava, lab_tokenizer, TEXTS), scores, rtol=1e-5)
+    wrapped = lora(llm, rank=2, alpha=4).eval()
+    np.testing.assert_allclose(scoring.text_scores(wrapped, lab_tokenizer, TEXTS), scores, rtol=1e-5)
