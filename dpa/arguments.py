@@ -138,6 +138,7 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
         "seed": 0,
         "dataloader_pin_memory": False,
         "remove_unused_columns": False,
+        "use_cache": True,  # what the Trainer writes into the checkpoint, for generation; training passes its own
         "ddp_timeout": 6 * 3600,  # seconds: the main process fetches models and checks data while the others wait
         "ddp_find_unused_parameters": False,  # every trained weight has a gradient, see `connect_text_only`
         "train_sampling_strategy": "group_by_length" if by_length else "random",

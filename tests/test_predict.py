@@ -82,8 +82,10 @@ def decoder_calls(model, run):
     hook = model.model.language_model.register_forward_pre_hook(
         lambda module, args, kwargs: calls.append(tuple(kwargs["inputs_embeds"].shape[:2])), with_kwargs=True
     )
-    run()
-    hook.remove()
+    try:
+        run()
+    finally:
+        hook.remove()
     return calls
 
 
@@ -152,13 +154,24 @@ def test_batches_are_sorted_by_the_tokens_that_the_model_reads(tiny_models, aske
         assert read == sorted(predict._num_tokens(processor, items, tmp_path, blind), reverse=True)
 
 
-def test_a_missing_picture_is_named_before_anything_is_asked(loaded, asked):
+def test_a_missing_picture_is_named_before_anything_is_asked(loaded, asked, monkeypatch):
     model, processor = loaded
-    items = [*asked[0], replace(asked[0][0], image="no.png", index="lost")]
-    calls = []
+    monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("asked first"))
+    items = [*asked[0], replace(asked[0][0], prompt="gem", image="no.png", index="lost")]  # its turn comes last
     with pytest.raises(InputError, match=r"CVBench-2D item lost: .*no\.png does not exist"):
-        calls += decoder_calls(model, lambda: list(predict.answers(model, processor, items, asked[1], batch_size=1)))
-    assert not calls
+        list(predict.answers(model, processor, items, asked[1], batch_size=1))
+
+
+def test_answers_before_a_broken_picture_are_kept(checkpoint, asked, tmp_path):
+    """Its header can be read, so it is found when its batch's turn comes; the others need not be asked again."""
+    items, pictures = asked[0][:3], asked[1]
+    for item in items:
+        (tmp_path / item.image).write_bytes((pictures / item.image).read_bytes())
+    (tmp_path / "cut.png").write_bytes((pictures / items[0].image).read_bytes()[:120])
+    items = [*items, replace(items[0], prompt="gem", image="cut.png", index="cut")]
+    with pytest.raises(InputError, match=r"CVBench-2D item cut: .*cut\.png is broken"):
+        predict.predict(str(checkpoint), items, tmp_path, tmp_path / "p.jsonl", batch_size=1, max_new_tokens=2)
+    assert {index for _, index in predict.read_predictions(tmp_path / "p.jsonl")} == {i.index for i in items[:3]}
 
 
 def test_no_items_no_answers(loaded, tmp_path):
