@@ -62,9 +62,10 @@ def resolve(flags: argparse.Namespace) -> Recipe:
         "attention": flags.attention,
     }
     chosen = dataclasses.replace(chosen, **{name: value for name, value in given.items() if value is not None})
-    if flags.weighting_form or flags.normalise:
-        form, normalise = flags.weighting_form or chosen.weighting.form, flags.normalise or chosen.weighting.normalise
-        weighting = dataclasses.replace(chosen.weighting, form=form, normalise=normalise)
+    if chosen.weighting.rule != "none" and (flags.weighting_form or flags.normalise):
+        weighting = dataclasses.replace(chosen.weighting, form=flags.weighting_form or chosen.weighting.form)
+        if flags.normalise and flags.normalise != weighting.normalisation:
+            weighting = dataclasses.replace(weighting, normalise=flags.normalise)
         chosen = dataclasses.replace(chosen, weighting=weighting)
     if chosen.weighting.form == "released" and chosen.weighting.rule != "none" and "flash" in chosen.attention:
         raise InputError(
@@ -188,11 +189,6 @@ def training_arguments(chosen: Recipe, stage: Stage, folder: Path, rest: list[st
     if arguments.n_gpu > 1:
         raise InputError(
             f"{arguments.n_gpu} GPUs are visible to one process; start with torchrun, or set CUDA_VISIBLE_DEVICES"
-        )
-    weighting = chosen.weighting_of(stage)
-    if arguments.deepspeed and weighting.rule != "none" and weighting.normalisation == "global":
-        raise InputError(
-            "--normalise global divides the gradient once all weights are known, which DeepSpeed keeps to itself; choose sample, or torchrun or FSDP2"
         )
     if arguments.save_only_model:
         raise InputError(

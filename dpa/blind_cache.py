@@ -6,8 +6,10 @@ Stage 2 fills it by itself before it trains, and every run over the same caption
 bounds and rules, any number of processes. The scores are computed in batches that the captions alone decide, in order of
 length, so a run does not depend on who filled the cache, nor on a kill in between. 8 bytes a label token.
 
-The key is what decides the numbers: weights of the LLM and of its proxy, tokenizer, precision, and each record's token
-ids and labels (so template, cut and picture size too). A cache of anything else is never read.
+The key is what decides the numbers: weights of the LLM and of its proxy, tokenizer, precision, attention, kind of device,
+the code and its libraries, and each record's token ids and labels (so template, cut and picture size too). So a proxy, and
+with it each seed of a recipe that has one, and each selection of captions has a cache of its own; what nobody needs any
+more may be deleted.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from dpa.blind import UNSEEN
-from dpa.cache import RowCache, filled
+from dpa.cache import RowCache, circumstances, filled
 from dpa.data import Collator, Samples
 from dpa.errors import InputError, command
 from dpa.loss import IGNORE, blind_scores
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
 FOLDER = "blind"
 TOKENS = 8192  # text tokens of a batch
+CODE = ("blind.py", "blind_cache.py", "loss.py", "packing.py", "scores.py")  # decides the numbers, and so the key
 COLUMNS = ("log_p", "logit")
 
 
@@ -126,7 +129,7 @@ class BlindCache:
         missing = set(self.rows.missing().tolist())
         device = model.get_input_embeddings().weight.device
         collate, done = Collator(0), 0
-        batches = [group for group in self.batches() if not missing.isdisjoint(group)][share[0] :: share[1]]
+        batches = [group for group in self.batches()[share[0] :: share[1]] if not missing.isdisjoint(group)]
         title = f"p(token | text) of {len(missing):,} captions"
         for group in tqdm(batches, title, unit="batch", leave=False, delay=2, disable=not self.show):
             pairs = [self.samples.tokens(index) for index in group]
@@ -156,7 +159,9 @@ def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: 
     if weighting.rule == "none" or weighting.form == "released" or not (whole or always):
         return None
     model, processes = trainer.model, (arguments.process_index, arguments.world_size)
-    key = key_of(lineage, str(model.dtype).removeprefix("torch."), arguments.bf16)
+    dtype = str(model.get_input_embeddings().weight.dtype)
+    key = {"llm": lineage["llm"], "proxy": lineage["parents"].get("proxy"), "tokenizer": lineage["tokenizer"]}
+    key |= circumstances(Path(__file__).parent, CODE, dtype, arguments, model.config.get_text_config())
 
     told = told_of(samples, processes, show=processes[0] == 0)
     if processes[1] > 1:
@@ -175,13 +180,6 @@ def use(trainer: DPATrainer, root: Path, lineage: Mapping[str, Any], *, always: 
 
     samples.blind = filled(root / FOLDER, FOLDER, key, processes, trainer.accelerator.wait_for_everyone, opened)
     return samples.blind
-
-
-def key_of(lineage: Mapping[str, Any], dtype: str, mixed: bool) -> dict[str, Any]:
-    """What of a stage's lineage decides the scores; dtype of the LLM's weights, mixed: bf16 products under autocast."""
-    proxy = lineage["parents"].get("proxy")
-    precision = f"{dtype}, bf16 autocast" if mixed else dtype
-    return {"llm": lineage["llm"], "proxy": proxy, "tokenizer": lineage["tokenizer"], "precision": precision}
 
 
 @command

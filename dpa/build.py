@@ -15,10 +15,12 @@ from dpa import model as models
 from dpa import processing
 from dpa.costs import TOWER, Shape, asks_for_checkpointing, step_flops
 from dpa.data import Collator, Samples
+from dpa.errors import InputError
 from dpa.export import export_checkpoint
 from dpa.inputs import LeftOut, stage_corpus
 from dpa.lineage import local_model
 from dpa.methods import Stage
+from dpa.packing import carries_state, packs
 from dpa.readers import VIEWS
 from dpa.recipes import Recipe
 from dpa.trainer import DPATrainer
@@ -102,14 +104,18 @@ def build(
     samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
     weighting = chosen.weighting_of(stage)
     # the released form pools over the batch as it is padded
-    packed = chosen.settings(stage).packed and (weighting.rule == "none" or weighting.form == "paper")
+    text_config = inner.config.get_text_config()
+    packed = chosen.settings(stage).packed and packs(text_config) and weighting.form == "paper"
+    if weighting.rule != "none" and carries_state(text_config):
+        raise InputError(
+            f"{chosen.llm}: has layers other than attention, for which leaving the image out is not masking it; choose another LLM, or a recipe without weights (vanilla, pmo)"
+        )
     shape = Shape.from_config(inner.config.get_text_config())
     eyes = TOWER if vision is None else Shape.from_config(vision.config)
     rank = chosen.lora_rank if stage == "proxy" else None
     if arguments.activation_checkpointing and by_memory and torch.cuda.is_available():
-        longest = min(max(samples.lengths), samples.max_length)
         gib = torch.cuda.get_device_properties(arguments.device).total_memory / 2**30
-        batch = (arguments.world_size, arguments.per_device_train_batch_size, longest, gib)
+        batch = (arguments.world_size, arguments.per_device_train_batch_size, samples.longest, gib)
         arguments.activation_checkpointing = asks_for_checkpointing(chosen, stage, shape, _engine(arguments), *batch)
 
     def flops(counts: dict[str, float]) -> float:
@@ -121,8 +127,8 @@ def build(
             supervised_tokens=counts["labels"],
             mean_length=counts["tokens"] / counts["samples"],
             picture_tokens=counts["image_tokens"],
-            blind_tokens=text if weighting.rule != "none" else 0,
-            pictures=counts["tiles"],
+            blind_tokens=text if weighting.rule != "none" and samples.blind is None else 0,
+            pictures=counts["tiles"] if samples.features is None else 0,
             lora_rank=rank,
             tower=eyes,
             tower_tokens=0 if vision is None else samples.patches + 1,
@@ -149,4 +155,6 @@ def _engine(arguments: TrainingArguments) -> str:
     settings = getattr(arguments, "hf_deepspeed_config", None)
     if settings is not None:
         return "ZeRO-3" if settings.is_zero3() else "ZeRO-2"
+    if os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":  # by accelerate's launcher
+        return "ZeRO-3" if os.environ.get("ACCELERATE_DEEPSPEED_ZERO_STAGE") == "3" else "ZeRO-2"
     return "ZeRO-3" if os.environ.get("ACCELERATE_USE_FSDP") == "true" or arguments.fsdp else "DDP"

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,18 @@ class RowCache:
             raise InputError(f"{self.folder}: {name}: {reason}; delete the folder and run again") from None
 
 
+def circumstances(code: Path, files: Sequence[str], dtype: str, arguments: Any, config: Any) -> dict[str, Any]:
+    """For a key: how a model computes under some TrainingArguments; `files` in the folder `code` do it."""
+    mixed = "bf16" if arguments.bf16 else "fp16" if arguments.fp16 else "no"
+    return {
+        "precision": f"{dtype}, autocast {mixed}",
+        "attention": config._attn_implementation,
+        "device": arguments.device.type,
+        "libraries": [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")],
+        "code": hashlib.sha256("".join(file_hash(code / name) for name in files).encode()).hexdigest(),
+    }
+
+
 def filled(
     root: Path,
     kind: str,
@@ -200,6 +213,8 @@ def filled(
         if len(cache.missing()):
             fill()
         wait()
+        if main and len(missing := cache.missing()):
+            raise InputError(f"{cache.folder}: {len(missing)} records were not filled by a process; run again")
         if main:
             cache.finish()
         wait()

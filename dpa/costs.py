@@ -320,13 +320,13 @@ def memory_gib(
 
 
 def asks_for_checkpointing(
-    recipe: Recipe, stage: Stage, llm: Shape, how: str, gpus: int, samples: int, length: float, gib: float
+    recipe: Recipe, stage: Stage, llm: Shape, how: str, gpus: int, samples: int, longest: tuple[int, int], gib: float
 ) -> bool:
-    """Whether activations have to be computed anew on devices of `gib` GiB: a micro-batch of `samples` as long as `length`
-    tokens, labels all but the picture's, would fill more than `FREE` of it; how: as in `memory_gib`.
+    """Whether activations have to be computed anew on devices of `gib` GiB: a micro-batch of `samples`, each of `longest`
+    (tokens, those of the picture among them), would fill more than `FREE` of it; how: as in `memory_gib`.
     """
-    supervised = length - (0 if stage == "proxy" else PICTURE_TOKENS)
-    held = memory_gib(recipe, stage, gpus, samples, length, max(supervised, 0), llm=llm, checkpointing=False)
+    length, picture = longest
+    held = memory_gib(recipe, stage, gpus, samples, length, max(length - picture, 0), llm=llm, checkpointing=False)
     return held[how] > FREE * gib
 
 

@@ -31,6 +31,7 @@ from dpa.loss import IGNORE
 from dpa.packing import Rows, arrange
 from dpa.readers import IMAGE_MARK, VIEWS, Record, View
 
+BYTES_A_TOKEN = 3  # at least, in most scripts: what memory has to hold
 CHARACTERS_A_TOKEN = 4  # of English under the paper's tokenizers, roughly: lengths for grouping need no better
 
 
@@ -136,6 +137,17 @@ class Samples(Dataset):
                 pictures = np.array([record.image is not None for record in self.records])
             lengths = lengths + pictures * self.num_image_tokens(None)
         return lengths.tolist()
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        """(tokens of the longest sample, estimated from above by its bytes; those of its picture), at most `max_length`."""
+        sizes = getattr(self.records, "sizes", None)
+        text = max(sizes if sizes is not None else [sum(len(t.encode()) for _, t in r.turns) for r in self.records])
+        picture = 0
+        if self.view != "text":
+            grids = self.processor.image_processor.image_grid_pinpoints if self.tiled else [(1, 1)]
+            picture = max(self.num_image_tokens((width, height)) for height, width in grids)
+        return min(int(text) // BYTES_A_TOKEN + picture, self.max_length), picture
 
     @property
     def patches(self) -> int:

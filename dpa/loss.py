@@ -132,7 +132,7 @@ def batch_loss(
 
     if "blind_log_p" in batch:
         kept = LabelScores(batch["blind_log_p"][:, 1:][scored], batch["blind_logit"][:, 1:][scored])
-        blind = completed(kept, seen, inner.get_output_embeddings().weight.shape[0])
+        blind = completed(kept, seen, inner.get_output_embeddings().out_features)
     else:
         features = getattr(returned, "image_hidden_states", None)
         blind = blind_scores(inner, batch, scored, scored_labels, seen, features, weighting)
@@ -216,5 +216,5 @@ def blind_scores(
         seen,
         form=weighting.form,
         positions=batch.get("position_ids"),
-        vocab_size=head.weight.shape[0],
+        vocab_size=head.out_features,  # its weight may be with other processes here
     )

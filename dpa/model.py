@@ -220,6 +220,8 @@ def connect_text_only(model: Llava) -> None:
         text_only = False
         embeds, size = kwargs["inputs_embeds"], inner.config.vision_config.image_size
         blank = embeds.new_zeros(1, 3, size, size, dtype=inner.vision_tower.dtype)
+        if shape := getattr(inner, "features_shape", None):  # the tower runs on no process (`dpa.vision_cache`)
+            blank = embeds.new_zeros(1, *shape, dtype=inner.vision_tower.dtype)
         options = {}
         if hasattr(inner, "image_newline"):
             rows, columns = get_anyres_image_grid_shape((size, size), inner.config.image_grid_pinpoints, size)

@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 WIDTH = 256  # tokens: attention over rows of so many costs little beside the matrices, also in small LLMs
 WORTH = 0.1
+PACKING = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "olmo2", "smollm3")
+ATTENTION = {"full_attention", "sliding_attention"}
 
 
 @dataclass(frozen=True)
@@ -53,8 +56,12 @@ def arrange(lengths: Sequence[int], *, flat: bool = False) -> Rows:
     longest = max(lengths, default=0)
     widths = range(longest, max(longest, min(WIDTH, sum(lengths))) + 1, max(longest, 1))
     best = min((_fit(lengths, width) for width in widths), key=lambda rows: rows.num_rows * rows.width)
-    apart = Rows(list(range(len(lengths))), [0] * len(lengths), len(lengths), longest)
+    apart = _apart(lengths)
     return best if best.num_rows * best.width <= (1 - WORTH) * len(lengths) * longest else apart
+
+
+def _apart(lengths: Sequence[int]) -> Rows:
+    return Rows(list(range(len(lengths))), [0] * len(lengths), len(lengths), max(lengths, default=0))
 
 
 def _fit(lengths: Sequence[int], width: int) -> Rows:
@@ -67,6 +74,18 @@ def _fit(lengths: Sequence[int], width: int) -> Rows:
         rows[i], offsets[i] = row, used[row]
         used[row] += lengths[i]
     return Rows(rows, offsets, len(used), max(used, default=0))
+
+
+def packs(config: Any) -> bool:
+    """Whether an LLM keeps the sequences of a packed row apart: tried family by family (`tests/test_packing.py`). Others
+    carry state from one to the next (recurrent ones), or do not tell their masks the positions.
+    """
+    return config.model_type in PACKING
+
+
+def carries_state(config: Any) -> bool:
+    """Whether an LLM has layers other than attention: leaving tokens out is not masking them there."""
+    return bool(set(getattr(config, "layer_types", None) or ()) - ATTENTION) or hasattr(config, "mamba_d_state")
 
 
 def sequence_ids(positions: Tensor) -> Tensor:
@@ -88,7 +107,7 @@ def decode(
     """
     device, config = embeds.device, decoder.config
     is_flash = "flash" in (config._attn_implementation or "")
-    rows = arrange(lengths, flat=is_flash)
+    rows = arrange(lengths, flat=is_flash) if is_flash or packs(config) else _apart(lengths)
     place = rows.places(lengths, device)
     shape = (rows.num_rows, rows.width)
 
@@ -121,7 +140,7 @@ def decode(
 
 
 def _masks(
-    number: Tensor, position: Tensor, keys: Tensor | None, config: object, window: int | None, dtype: torch.dtype
+    number: Tensor, position: Tensor, keys: Tensor | None, config: Any, window: int | None, dtype: torch.dtype
 ) -> Tensor | dict[str, Tensor]:
     """Attention masks [R, 1, W, W] of packed rows; by kind of layer where some see a window of positions only."""
     same = number[:, :, None] == number[:, None, :]
@@ -132,7 +151,7 @@ def _masks(
 
     def form(mask: Tensor) -> Tensor:
         mask = mask[:, None]
-        if config._attn_implementation != "eager":  # type: ignore[attr-defined]
+        if config._attn_implementation != "eager":
             return mask
         return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 

@@ -91,7 +91,9 @@ def parse(
 
 def kept(chosen: Recipe, stage: Stage, flags: argparse.Namespace) -> set[str]:
     """Which caches a stage uses: those of `--cache` that it has, or the default."""
-    names = {"blind"} | ({"vision"} if chosen.captions[0].startswith("lab/") else set())
+    sources = (chosen.instructions,) if stage == "instruct" else chosen.captions
+    in_lab = any(source.startswith("lab/") for source in sources)
+    names = {"blind", "vision"} if in_lab else {"blind"}
     names = names if flags.cache is None else set(flags.cache)
     if "vision" in names and chosen.anyres:
         raise InputError(f"recipe {chosen.name!r} cuts pictures into tiles; --cache vision keeps square ones only")
@@ -134,7 +136,8 @@ def run_stage(
         left_out = left_out or LeftOut()
         if main_process and not flags.resume:
             shutil.rmtree(partial, ignore_errors=True)
-        checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out), arguments)
+        caches = kept(chosen, stage, flags)
+        checkpoint = _from_main(lambda: _open_partial(partial, lineage, left_out, sorted(caches)), arguments)
         set_seed(arguments.seed)
         start = time.time()
         with whole_weights(arguments):
@@ -142,7 +145,6 @@ def run_stage(
             trainer, export, about = build(chosen, stage, found, flags, arguments, left_out, by_memory=by_memory)
         if checkpoint:
             refuse_other_engine(checkpoint, trainer.engine())
-        caches = kept(chosen, stage, flags)
         if "blind" in caches:
             blind_cache.use(trainer, flags.output, lineage)
         if "vision" in caches:
@@ -241,7 +243,7 @@ def _write(export: Callable[[Path, dict | None], None], folder: Path, state: dic
         ) from None
 
 
-def _open_partial(partial: Path, lineage: dict, left_out: LeftOut) -> Path | None:
+def _open_partial(partial: Path, lineage: dict, left_out: LeftOut, caches: Sequence[str] = ()) -> Path | None:
     """Start or continue the folder of an unfinished stage; its newest complete checkpoint, if it has one.
 
     InputError when it was started with other settings, or on other samples.
@@ -249,13 +251,17 @@ def _open_partial(partial: Path, lineage: dict, left_out: LeftOut) -> Path | Non
     from dpa.trainer import newest_checkpoint
 
     settings = partial / SETTINGS
-    started = lineage | {"left_out": list(left_out.indices)}
+    started = lineage | {"left_out": list(left_out.indices), "cache": list(caches)}
     if settings.is_file():
         try:
             before = json.loads(settings.read_text(encoding="utf-8"))
         except ValueError as error:
             raise InputError(f"{settings}: not readable ({error}); start the stage again with --no-resume") from None
         refuse_other(before, lineage, partial)
+        if before.get("cache", started["cache"]) != started["cache"]:
+            raise InputError(
+                f"{partial}: was started with --cache {' '.join(before['cache'])}, now it is {' '.join(caches) or 'empty'}; give it as before, or --no-resume to start the stage again"
+            )
         if before.get("left_out", []) != started["left_out"]:
             raise InputError(
                 f"{partial}: was started without {len(before.get('left_out', []))} bad samples, now there are {len(left_out.indices)}; put the pictures back as they were, or delete it to start the stage again"

@@ -61,6 +61,10 @@ class DPATrainer(Trainer):
         """step_flops: model FLOPs of batches, from their counts (`COUNTED`), for the log's `mfu`."""
         super().__init__(*args, **kwargs)
         self.weighting, self.step_flops = weighting, step_flops
+        if self.weights_are_global and self.is_deepspeed_enabled:
+            raise InputError(
+                "--normalise global divides the gradient once all weights are known, which DeepSpeed keeps to itself; choose sample, or torchrun or FSDP2"
+            )
         self._sums = dict.fromkeys(COUNTED, 0.0)
         self._longest, self._since = 0, 0.0
         self._mass: Tensor | float = 0.0  # weights of the global batch so far, and its loss times them: `global`
@@ -126,6 +130,11 @@ class DPATrainer(Trainer):
             if parameter.grad is not None:
                 parameter.grad.div_(float(mass))
         return (weighed / mass).to(step.dtype)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """Trainer's, which under DeepSpeed rounds all floats to its precision; cached scores stay as they are."""
+        exact = {name: inputs[name].to(self.args.device) for name in ("blind_log_p", "blind_logit") if name in inputs}
+        return super()._prepare_inputs(inputs) | exact
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> Tensor | None:
         """What the global batch is divided by: label tokens or samples over all micro-batches and processes; None where

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from tqdm import tqdm
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from dpa.cache import RowCache, filled
+from dpa.cache import RowCache, circumstances, filled
 from dpa.data import Samples
 from dpa.images import image_path
 from dpa.lineage import file_hash
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 FOLDER = "vision"
 PICTURES = 64  # of a batch
+CODE = ("data.py", "images.py", "processing.py", "vision_cache.py")  # decides the numbers, and so the key
 
 
 def use(trainer: DPATrainer, root: Path, tower_hash: str) -> RowCache:
@@ -35,12 +37,14 @@ def use(trainer: DPATrainer, root: Path, tower_hash: str) -> RowCache:
     arguments, samples, model = trainer.args, trainer.train_dataset, trainer.model
     assert isinstance(samples, Samples) and model is not None
     processes, dtype = (arguments.process_index, arguments.world_size), str(model.model.vision_tower.dtype)
-    key = {"tower": tower_hash, "layer": model.config.vision_feature_layer, "precision": dtype}
+    key = {"tower": tower_hash, "layer": model.config.vision_feature_layer} | circumstances(
+        Path(__file__).parent, CODE, dtype, arguments, model.model.vision_tower.config
+    )
     key["picture"] = json.loads(json.dumps(samples.processor.image_processor.to_dict(), default=str))
 
     def opened() -> tuple[RowCache, Callable[[], None]]:
         cache = open_cache(root / FOLDER, key, samples, model)
-        return cache, lambda: fill(cache, samples, model, processes, arguments.device)
+        return cache, lambda: fill(cache, samples, model, processes, arguments.device, trainer.accelerator.autocast)
 
     samples.features = filled(root / FOLDER, FOLDER, key, processes, trainer.accelerator.wait_for_everyone, opened)
     take_features(model)
@@ -50,35 +54,51 @@ def use(trainer: DPATrainer, root: Path, tower_hash: str) -> RowCache:
 def open_cache(root: Path, key: dict[str, Any], samples: Samples, model: Any) -> RowCache:
     """The cache of the samples' pictures, by their contents: [P, D] each, P with the class token if the tower has one."""
     digest, rows = hashlib.sha256(), []
-    tower = model.model.vision_tower.config
-    places = (tower.image_size // tower.patch_size) ** 2 + (model.config.vision_feature_select_strategy == "default")
+    places = num_places(model)
     for record in samples.records:
         picture = None if record.image is None else file_hash(image_path(record.images, record.image, record.where))
         digest.update(f"{picture}\n".encode())
         rows.append(0 if picture is None else places)
-    return RowCache.open(root, FOLDER, key | {"pictures": digest.hexdigest()}, rows, tower.hidden_size)
+    return RowCache.open(
+        root, FOLDER, key | {"pictures": digest.hexdigest()}, rows, model.model.vision_tower.config.hidden_size
+    )
 
 
 @torch.no_grad()
-def fill(cache: RowCache, samples: Samples, model: Any, share: tuple[int, int], device: torch.device) -> None:
+def fill(
+    cache: RowCache,
+    samples: Samples,
+    model: Any,
+    share: tuple[int, int],
+    device: torch.device,
+    autocast: Callable[[], AbstractContextManager] = nullcontext,
+) -> None:
     """Compute what is missing, of the share (number, of how many processes) of this one; batches follow from the data."""
     tower, layer, missing = model.model.vision_tower.to(device), model.config.vision_feature_layer, set(cache.missing())
     pictured = [index for index in range(len(samples)) if cache.offsets[index] < cache.offsets[index + 1]]
     batches = [pictured[start : start + PICTURES] for start in range(0, len(pictured), PICTURES)]
-    batches = [batch for batch in batches if not missing.isdisjoint(batch)][share[0] :: share[1]]
+    batches = [batch for batch in batches[share[0] :: share[1]] if not missing.isdisjoint(batch)]
     title = f"features of {len(missing):,} pictures"
     for batch in tqdm(batches, title, unit="batch", leave=False, delay=2, disable=share[0] > 0):
         pixels = torch.stack([samples[index]["pixel_values"] for index in batch]).to(device, tower.dtype)
-        features = tower(pixels, output_hidden_states=True).hidden_states[layer].float().cpu().numpy()
+        with autocast():
+            features = tower(pixels, output_hidden_states=True).hidden_states[layer].float().cpu().numpy()
         for index, values in zip(batch, features, strict=True):
             if index in missing:
                 cache.write(index, values)
+
+
+def num_places(model: Any) -> int:
+    """Features of a picture, P: its patches, and the class token if the tower has one."""
+    tower = model.model.vision_tower.config
+    return (tower.image_size // tower.patch_size) ** 2 + (model.config.vision_feature_select_strategy == "default")
 
 
 def take_features(model: Any) -> None:
     """Let the model's tower pass on features [I, P, D] that stand where pixels [I, 3, S, S] would."""
     tower, layer = model.model.vision_tower, model.config.vision_feature_layer
     look = tower.forward
+    model.model.features_shape = (num_places(model), tower.config.hidden_size)
 
     def forward(pixel_values: Tensor, **options: Any) -> Any:
         if pixel_values.dim() != 3:

@@ -16,6 +16,7 @@ import torch
 from dpa import blind_cache, train
 from dpa.blind_cache import BlindCache, columns, joined, told_of
 from dpa.data import Collator
+from dpa.errors import InputError
 from dpa.loss import IGNORE, batch_loss
 from dpa.methods import CAL, CMO
 from tests.conftest import ROOT, command, weights
@@ -94,6 +95,10 @@ def test_filling_in_parts_and_anew_gives_the_same_bits(lab_tokenizer, tmp_path, 
     parts.fill(model)
     for one, other in zip(copy_of(whole), copy_of(parts), strict=True):
         assert np.array_equal(one, other)
+    late = BlindCache(tmp_path / "c", {"llm": "x"}, samples, told)
+    for number in range(2):  # the second begins when the first has written all of its share
+        late.fill(model, share=(number, 2))
+    assert not len(late.rows.missing())
     _, labels = samples.tokens(4)
     assert len(copy_of(whole)[4]) == sum(label != IGNORE for label in labels)
     assert all(math.isfinite(v) and v < 0 for v in copy_of(whole)[4][:, 0])
@@ -145,6 +150,31 @@ def test_other_rules_and_seeds_read_it_and_other_captions_do_not(runs, tiny_mode
     more = ["--data", str(tmp_path / "other.json"), "--seed", "4"]
     assert train.main(command(tiny_models, data, tmp_path, *more, recipe="small_cmo", stage="connector", steps=12)) == 0
     assert len(caches(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("cached", [False, True])
+def test_the_weights_of_lm_head_are_read_in_its_forward_alone(lab_tokenizer, cached):
+    """ZeRO-3 gives a module its weights for its forward, and takes them away."""
+    model, padded, _ = llava_batches(lab_tokenizer)
+    batch = padded | (columns(model, padded) if cached else {})
+    with torch.no_grad():
+        expected = batch_loss(model, batch, CAL).total
+        whole = model.lm_head.weight.data
+        model.lm_head.register_forward_pre_hook(lambda head, _: setattr(head.weight, "data", whole))
+        model.lm_head.register_forward_hook(lambda head, *_: setattr(head.weight, "data", whole[:0, 0]))
+        model.lm_head.weight.data = whole[:0, 0]
+        assert torch.equal(batch_loss(model, batch, CAL).total, expected)
+
+
+def test_another_choice_of_caches_does_not_resume(tiny_models, data, tmp_path, capsys):
+    from dpa.inputs import LeftOut
+    from dpa.train import _open_partial
+
+    lineage = {"parents": {}}
+    _open_partial(tmp_path / "x.partial", lineage, LeftOut(), ["blind"])
+    _open_partial(tmp_path / "x.partial", lineage, LeftOut(), ["blind"])
+    with pytest.raises(InputError, match="--cache blind"):
+        _open_partial(tmp_path / "x.partial", lineage, LeftOut(), [])
 
 
 def test_a_proxy_has_a_cache_of_its_own(runs, tiny_models, data, tmp_path):

@@ -75,12 +75,27 @@ def test_what_the_loss_of_a_batch_is(lab_tokenizer, form):
     assert float(batch_loss(model, padded, NONE).mean) != pytest.approx(float(own.mean))
 
 
-def test_deepspeed_is_told_that_it_cannot(tiny_models, data, tmp_path, capsys, monkeypatch):
-    from transformers import TrainingArguments
+def test_naming_the_default_changes_nothing():
+    from dpa.arguments import resolve
+    from dpa.recipes import recipe
+    from dpa.train import parse
 
-    monkeypatch.setattr(TrainingArguments, "__post_init__", lambda self: setattr(self, "deepspeed", "zero2.json"))
-    monkeypatch.setattr(TrainingArguments, "n_gpu", 0, raising=False)
-    monkeypatch.setattr(TrainingArguments, "process_index", 0, raising=False)
+    def weighting(*words):
+        flags, _ = parse(["--recipe", "lab_ornate", *words])
+        return resolve(flags).weighting
+
+    assert weighting("--normalise", "sample") == weighting() == recipe("lab_ornate").weighting
+    assert weighting("--normalise", "global").normalise == "global"
+    assert weighting("--weighting-form", "released", "--normalise", "rank") == weighting("--weighting-form", "released")
+    flags, _ = parse(["--recipe", "lab_ornate_vanilla", "--normalise", "global"])
+    assert resolve(flags).weighting == NONE
+
+
+def test_deepspeed_is_told_that_it_cannot(tiny_models, data, tmp_path, capsys, monkeypatch):
+    from dpa.trainer import DPATrainer
+
+    monkeypatch.setattr(DPATrainer, "is_deepspeed_enabled", True, raising=False)
+    monkeypatch.setattr("transformers.Trainer.__init__", lambda self, *a, **k: None)
     words = command(tiny_models, data, tmp_path, "--normalise", "global", recipe="small_cmo", stage="connector")
     assert train.main(words) == 2
     assert "--normalise global" in capsys.readouterr().err

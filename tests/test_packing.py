@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from dpa.data import Collator
 from dpa.loss import batch_loss, num_items
 from dpa.methods import CAL, CMO, NONE, Weighting
-from dpa.packing import arrange, decode, sequence_ids
+from dpa.packing import PACKING, arrange, carries_state, decode, packs, sequence_ids
 from tests.conftest import FAMILIES, tiny_llm
 
 LENGTHS = [7, 3, 2, 6, 1, 5]
@@ -148,7 +149,6 @@ def test_keys_hide_tokens_from_all():
 
 def llava_batches(tokenizer, seed=0, sizes=((9, True), (4, False), (6, True), (3, False), (12, True))):
     """(a LLaVA model, the samples padded, the same packed)."""
-    from dpa.data import Collator
     from dpa.model import compose
     from tests.conftest import tiny_tower
 
@@ -198,6 +198,30 @@ def test_any_mixture_packs(lab_tokenizer, sizes, seed):
         losses = [batch_loss(model, batch, CMO).mean for batch in (padded, packed)]
     torch.testing.assert_close(*losses, atol=1e-5, rtol=1e-5)
     assert int((packed["labels"] != -100).sum()) == int((padded["labels"][:, 1:] != -100).sum())
+
+
+@pytest.mark.parametrize("family", PACKING)
+def test_families_that_are_packed_keep_their_samples_apart(family):
+    model = tiny_llm(family).train()
+    generator = torch.Generator().manual_seed(0)
+    samples = [torch.randint(3, 97, (n,), generator=generator) for n in (11, 4, 6, 3, 9, 5)]
+    batches = [Collator(0, packed=p)([{"input_ids": s, "labels": s} for s in samples]) for p in (False, True)]
+    assert packs(model.config) and len(batches[1]["labels"]) < len(batches[0]["labels"])
+    with torch.no_grad():
+        padded, packed = (batch_loss(model, batch, NONE).mean for batch in batches)
+    torch.testing.assert_close(packed, padded, atol=1e-5, rtol=1e-5)
+
+
+def test_other_families_are_not_packed():
+    """LFM2 carries state from sample to sample; GPT-OSS does not tell its masks the positions."""
+    from transformers import AutoConfig
+
+    recurrent = AutoConfig.for_model("lfm2", num_hidden_layers=2, layer_types=["conv", "full_attention"])
+    masked = AutoConfig.for_model("gpt_oss")
+    assert not packs(recurrent) and not packs(masked)
+    assert carries_state(recurrent) and not carries_state(masked)
+    assert carries_state(AutoConfig.for_model("falcon_h1")) and carries_state(AutoConfig.for_model("qwen3_next"))
+    assert not any(carries_state(tiny_llm(family).config) for family in PACKING)
 
 
 def test_text_alone_costs_no_blind_pass(lab_tokenizer, monkeypatch):

@@ -71,3 +71,26 @@ def test_which_caches_a_stage_uses():
     assert kept(recipe("lab_ornate"), "connector", flags) == {"blind", "vision"}
     assert kept(recipe("qwen2.5-7b_sharegpt4v"), "connector", flags) == {"blind"}
     assert kept(recipe("lab_ornate"), "proxy", flags) == set()
+    assert kept(recipe("small_cmo"), "instruct", flags) == set()  # needs no captions
+
+
+def test_without_a_picture_no_process_runs_the_tower(lab_tokenizer, monkeypatch):
+    """Where the others read features, one that ran the tower would wait for them (FSDP2, ZeRO-3)."""
+    from dpa.loss import batch_loss
+    from dpa.methods import CMO
+    from dpa.model import connect_text_only
+    from dpa.vision_cache import take_features
+    from tests.test_packing import llava_batches
+
+    model, text, _ = llava_batches(lab_tokenizer, sizes=((5, False), (8, False)))
+    connect_text_only(model.train())
+    calls = []
+    model.model.vision_tower.register_forward_hook(lambda *_: calls.append(1))
+    real = type(model.model.vision_tower).forward
+    monkeypatch.setattr(type(model.model.vision_tower), "forward", lambda *a, **k: calls.append(2) or real(*a, **k))
+    batch_loss(model, text, CMO).mean.backward()
+    assert 2 in calls
+    calls.clear()
+    take_features(model)
+    batch_loss(model, text, CMO).mean.backward()
+    assert calls == [1] and float(model.model.multi_modal_projector.linear_1.weight.grad.abs().sum()) == 0.0
