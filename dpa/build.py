@@ -103,14 +103,14 @@ def build(
 
     samples = Samples(corpus, VIEWS[stage], processor, max_length=chosen.settings(stage).max_length)
     weighting = chosen.weighting_of(stage)
-    # the released form pools over the batch as it is padded
     text_config = inner.config.get_text_config()
+    # the released form pools over the batch as it is padded
     packed = chosen.settings(stage).packed and packs(text_config) and weighting.form == "paper"
     if weighting.rule != "none" and carries_state(text_config):
         raise InputError(
             f"{chosen.llm}: has layers other than attention, for which leaving the image out is not masking it; choose another LLM, or a recipe without weights (vanilla, pmo)"
         )
-    shape = Shape.from_config(inner.config.get_text_config())
+    shape = Shape.from_config(text_config)
     eyes = TOWER if vision is None else Shape.from_config(vision.config)
     rank = chosen.lora_rank if stage == "proxy" else None
     if arguments.activation_checkpointing and by_memory and torch.cuda.is_available():

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 WIDTH = 256  # tokens: attention over rows of so many costs little beside the matrices, also in small LLMs
-WORTH = 0.1
+WORTH = 0.1  # share of the places that rows must save to be shared
 PACKING = ("llama", "qwen2", "qwen3", "gemma2", "gemma3_text", "mistral", "phi3", "olmo2", "smollm3")
 ATTENTION = {"full_attention", "sliding_attention"}
 

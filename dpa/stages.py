@@ -35,7 +35,8 @@ NAMES = {"num_train_epochs": "epochs", "warmup_steps": "warmup", "lr_scheduler_t
 # The sources that decide what a stage learns.
 SOURCES = (
     *("blind.py", "blind_cache.py", "build.py", "corpus.py", "data.py", "images.py", "loss.py", "methods.py"),
-    *("model.py", "packing.py", "processing.py", "readers.py", "scores.py", "trainer.py", "weighting.py"),
+    *("model.py", "packing.py", "processing.py", "readers.py", "scores.py", "trainer.py", "vision_cache.py"),
+    *("weighting.py",),
 )
 
 

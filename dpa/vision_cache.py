@@ -44,7 +44,12 @@ def use(trainer: DPATrainer, root: Path, tower_hash: str) -> RowCache:
 
     def opened() -> tuple[RowCache, Callable[[], None]]:
         cache = open_cache(root / FOLDER, key, samples, model)
-        return cache, lambda: fill(cache, samples, model, processes, arguments.device, trainer.accelerator.autocast)
+        return cache, lambda: fill_share(cache)
+
+    def fill_share(cache: RowCache) -> None:
+        fill(cache, samples, model, processes, arguments.device, trainer.accelerator.autocast)
+        if trainer.shards_weights:  # the engine shards the model from the CPU
+            model.model.vision_tower.to("cpu")
 
     samples.features = filled(root / FOLDER, FOLDER, key, processes, trainer.accelerator.wait_for_everyone, opened)
     take_features(model)
