@@ -20,7 +20,9 @@ from benchmarks.suites import (
     unit_scores,
 )
 from dpa.errors import InputError
-from dpa.lineage import commit
+from dpa.lineage import commit, is_complete, read_lineage
+from dpa.methods import METHODS
+from dpa.recipes import RECIPES
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def append_records(
     scores: Sequence[Score],
     *,
     model: str,
+    trained: dict,
     seed: int,
     mode: str,
     data: str,
@@ -89,7 +92,7 @@ def append_records(
 ) -> None:
     """Append one line a score unless a line of the same predictions, data and value is there.
 
-    `asked_by` is the provenance of the process that asked the model (it stands in the predictions file); the scorer's own commit
+    `trained` is what `trained_as` tells of the model. `asked_by` is the provenance of the process that asked the model (it stands in the predictions file); the scorer's own commit
     is recorded beside it. A torn last line, from a kill, is cut off first.
     """
     known = set()
@@ -109,6 +112,7 @@ def append_records(
                 continue
             row = {
                 "model": model,
+                **trained,
                 "seed": seed,
                 "mode": mode,
                 "benchmark": s.benchmark,
@@ -127,6 +131,25 @@ def append_records(
             file.write(json.dumps(row | scored_by | asked_by) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def trained_as(model: Path) -> dict[str, str]:
+    """{"llm", "llm_hash", "captions", "method"} of one of our checkpoints, from the lineage of its stages; {} of others.
+
+    captions: the names of the caption sources (the lab's: lab/STYLE), with + between them.
+    """
+    if not is_complete(model):
+        return {}
+    lineage = read_lineage(model)
+    chosen = RECIPES.get(lineage.get("recipe", ""))
+    connector = Path(lineage.get("names", {}).get("connector", model))
+    captions = list(chosen.captions) if chosen is not None else []
+    if connector != model and is_complete(connector) and not any(name.startswith("lab/") for name in captions):
+        captions = list(read_lineage(connector)["data"])
+    found = {"llm": lineage.get("names", {}).get("llm", ""), "llm_hash": lineage.get("llm", "")}
+    switches = (chosen.proxy, chosen.weighting.rule) if chosen is not None else None
+    methods = [name for name, row in METHODS.items() if (row["proxy"], row["weighting"].rule) == switches]
+    return found | {"captions": " + ".join(captions), "method": methods[0] if methods else ""}
 
 
 def cut_torn_line(path: Path) -> None:

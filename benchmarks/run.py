@@ -26,7 +26,7 @@ from tqdm import tqdm
 from benchmarks import suites
 from benchmarks.lab import items_folder, lab_items
 from benchmarks.predict import asked_by, read_predictions, settings, write_items
-from benchmarks.records import append_records, score
+from benchmarks.records import append_records, score, trained_as
 from benchmarks.suites import Item
 from benchmarks.tables import Table, as_markdown, as_text, differences, suite_rows, unparsed
 from dpa import card
@@ -95,8 +95,10 @@ def lab_subjects(output: Path, captions: str, methods: Sequence[str], seeds: Seq
     ]
 
 
-def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: int) -> None:
+def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: int, llm: str | None = None) -> None:
     """Train and question every lab subject that is not done, `jobs` at a time, each in processes of its own.
+
+    llm: folder of a base LLM in place of the shipped one.
 
     What is there is re-used only if it was made from the same settings, foundations and data; else it is named.
     """
@@ -108,7 +110,8 @@ def complete_lab(subjects: Sequence[Subject], asked: Asked, output: Path, jobs: 
         ensure(output, name)
 
     def command_line(subject: Subject) -> list[str]:
-        return ["--recipe", str(subject.recipe), "--output", str(output), "--seed", str(subject.seed)]
+        own = ["--llm", llm] if llm else []
+        return ["--recipe", str(subject.recipe), "--output", str(output), "--seed", str(subject.seed), *own]
 
     def open_parts(subject: Subject) -> list[Path]:
         """What is still to be made, in order: a file for each unfinished stage and for each mode not asked."""
@@ -208,6 +211,7 @@ def score_all(subjects: Sequence[Subject], asked: Asked, output: Path, records: 
                 records,
                 scores,
                 model=subject.recipe or str(subject.model),
+                trained=trained_as(subject.model),
                 seed=subject.seed,
                 mode=mode,
                 data=asked.name,
@@ -242,6 +246,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
         help=f"rows of the lab's table (default: {' '.join(METHODS)})",
     )
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="training seeds of the lab's methods")
+    parser.add_argument(
+        "--llm", help="folder of another base LLM for the lab's methods (it needs an --output of its own)"
+    )
     parser.add_argument(
         "--output", type=Path, default=Path("runs"), help="folder of runs and predictions (default: runs)"
     )
@@ -303,7 +310,7 @@ def _run(options: argparse.Namespace) -> None:
         subjects = lab_subjects(output, options.captions, options.methods, options.seeds)
         title += f", methods trained on its {options.captions} captions"
         jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else usable_cpus())
-        complete_lab(subjects, asked, output, jobs)
+        complete_lab(subjects, asked, output, jobs, options.llm)
     records = output / "records.jsonl"
     table = score_all(subjects, asked, output, records)
     title += ": scores from 0 to 100 [95 % interval]"

@@ -228,7 +228,7 @@ def test_records_are_appended_once(tmp_path, items):
 
     def append(digest):
         about = {"model": "m", "seed": 0, "mode": "seen", "data": "lab", "data_hash": "d", "seconds": 1.0}
-        append_records(path, scores, **about, prediction_hash=digest, asked_by={"commit": "c"})
+        append_records(path, scores, **about, trained={}, prediction_hash=digest, asked_by={"commit": "c"})
 
     append("a")
     append("a")

@@ -2,6 +2,8 @@
 
     python -m dpa.lab.foundations            pretrain both from scratch and write them to dpa/lab/foundations/
     python -m dpa.lab.foundations --check    retrain a short piece of each and evaluate the shipped ones
+    python -m dpa.lab.foundations --reading dpa/lab/foundations --exposure plain=0.2 terse=0.8 --out DIR
+                                             another base LLM: the shipped one with more of some styles behind it
 
 The LLM learns to read (`dpa.lab.reading`): scenes told plainly with questions about them, random sequences told again,
 key-value lists asked back, word equations, and, in the end, a few captions of each style. How many (`EXPOSURE`,
@@ -37,9 +39,18 @@ MIN_READING, MIN_SEEING = 0.95, 0.95
 
 
 def ship(
-    folder: Path, *, llm_steps: int, exposure_steps: int, tower_steps: int, seed: int, reading: Path | None
+    folder: Path,
+    *,
+    llm_steps: int = LLM_STEPS,
+    exposure_steps: int = EXPOSURE_STEPS,
+    tower_steps: int = TOWER_STEPS,
+    seed: int = 0,
+    reading: Path | None = None,
+    exposure: dict[str, float] | None = None,
 ) -> None:
     """Pretrain both foundations and write them with their manifest: history, evaluation, versions, hashes.
+
+    exposure: {style: share} of the captions that the LLM meets in the end; None: `EXPOSURE`.
 
     reading: a folder that this command wrote before; its LLM (and tower) are taken instead of being trained again, and
     only the exposure to the styles is trained on top. To turn the dial of the conflict in a minute.
@@ -65,7 +76,8 @@ def ship(
         )
         heads.load_state_dict(load_file(reading / "tower_heads.safetensors"))
         llm_steps, tower_steps, seed = earlier["llm_steps"], earlier["tower_steps"], earlier["seed"]
-    llm_history = llm_history + expose_llm(llm, tokenizer, steps=exposure_steps, seed=seed)
+    exposure = exposure or EXPOSURE
+    llm_history = llm_history + expose_llm(llm, tokenizer, steps=exposure_steps, shares=exposure, seed=seed)
     llm.save_pretrained(folder / "llm")
     tokenizer.save_pretrained(folder / "llm")
     tower.save_pretrained(folder / "tower")
@@ -76,7 +88,7 @@ def ship(
         "exposure_steps": exposure_steps,
         "tower_steps": tower_steps,
         "style_shares": STYLE_SHARES,
-        "exposure": EXPOSURE,
+        "exposure": exposure,
         "reading_from": {key: earlier[key] for key in ("command", "commit", "files", "seconds")} if earlier else None,
         "evaluation": evaluate(folder),
         "llm_history": llm_history,
@@ -130,6 +142,18 @@ def check(folder: Path = SHIPPED) -> bool:
     return all(verdicts.values())
 
 
+def _share(text: str) -> tuple[str, float]:
+    style, _, share = text.partition("=")
+    try:
+        if style not in language.STYLES or not 0 <= float(share) <= 1:
+            raise ValueError
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"should be STYLE=SHARE with a style of {', '.join(language.STYLES)} and a share from 0 to 1, got {text!r}"
+        ) from None
+    return style, float(share)
+
+
 @command
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
@@ -146,11 +170,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--reading", type=Path, help="take the LLM and tower of this earlier output, train the exposure only"
     )
+    parser.add_argument(
+        "--exposure",
+        nargs="+",
+        type=_share,
+        metavar="STYLE=SHARE",
+        help="of the captions that the LLM meets in the end",
+    )
     options = parser.parse_args(arguments)
     if options.check:
         return 0 if check(options.out) else 1
     steps = {name: getattr(options, name) for name in ("llm_steps", "exposure_steps", "tower_steps")}
-    ship(options.out, **steps, seed=options.seed, reading=options.reading)
+    exposure = dict(options.exposure) if options.exposure else None
+    ship(options.out, **steps, seed=options.seed, reading=options.reading, exposure=exposure)
     return 0
 
 

@@ -238,12 +238,22 @@ def pretrain_llm(tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, 
     return model, _train_llm(model, tokenizer, Reader(tokenizer, seed, STYLE_SHARES), steps, batch_size, learning_rate)
 
 
-def expose_llm(model, tokenizer, *, steps: int, seed: int = 0, batch_size: int = 32, learning_rate: float = 5e-4):
-    """Let an LLM that reads meet each style a little (`EXPOSURE`), and return the history: the dial of the conflict.
+def expose_llm(
+    model,
+    tokenizer,
+    *,
+    steps: int,
+    shares: dict[str, float] | None = None,
+    seed: int = 0,
+    batch_size: int = 32,
+    learning_rate: float = 5e-4,
+):
+    """Let an LLM that reads meet the styles in these `shares` of its captions, and return the history: the dial of the
+    conflict. None: `EXPOSURE`.
 
     Without it the ornate style costs the LLM a perplexity in the thousands, which no real LLM meets in a caption set.
     """
-    reader = Reader(tokenizer, seed + 1, EXPOSURE)
+    reader = Reader(tokenizer, seed + 1, shares or EXPOSURE)
     return _train_llm(model, tokenizer, reader, steps, batch_size, learning_rate, first=WARM_UP)
 
 

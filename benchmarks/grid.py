@@ -1,0 +1,97 @@
+"""The lab's grid: several base LLMs x caption styles x methods x seeds, trained and asked.
+
+    python -m benchmarks.grid [--methods vanilla dpa] [--seeds 0 1] [--publish results/grid]
+
+Which caption set suits which LLM? The base LLMs differ in what they have read (`DIALECTS`): the shipped one, and three
+made from it in two to four minutes each by `dpa.lab.foundations --exposure`. Every cell is trained and asked by `benchmarks.run`.
+The records feed `python -m analysis.paradox` and check the ranking of `python -m analysis.forecast`.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from dpa.errors import InputError, command
+from dpa.lineage import file_hash, folder_hash, provenance, write_json
+
+# LLM -> (shares of the styles among the captions it meets beyond the shipped one, steps); None: the shipped one
+DIALECTS: dict[str, tuple[dict[str, float], int] | None] = {
+    "shipped": None,
+    "plain": ({"plain": 1.0}, 600),  # forgets the little it has read of the others
+    "terse": ({"plain": 0.2, "terse": 0.8}, 400),
+    "ornate": ({"plain": 0.2, "ornate": 0.8}, 400),
+}
+STYLES = ("plain", "terse", "ornate")
+SHARED = ("records", "vision")  # folders that all LLMs' runs have in common
+
+
+def base_llm(name: str, folder: Path) -> Path:
+    """The folder of a base LLM of `DIALECTS`, made under `folder` if it is not there."""
+    from dpa.lab.foundations import SHIPPED, ship
+    from dpa.lineage import local_model
+
+    dialect = DIALECTS[name]
+    if dialect is None:
+        return local_model("lab")
+    made = folder / name
+    if not (made / "manifest.json").is_file():  # written last
+        made.mkdir(parents=True, exist_ok=True)
+        shares, steps = dialect
+        ship(made, exposure_steps=steps, exposure=shares, reading=SHIPPED)
+    return made / "llm"
+
+
+def run_grid(output: Path, llms: Sequence[str], methods: Sequence[str], seeds: Sequence[int], jobs: int) -> list[Path]:
+    """Train and ask every cell that is not done; the records file of each LLM."""
+    from benchmarks import run
+    from dpa.lab.dataset import data_folder
+
+    found = []
+    for name in llms:
+        own = output / name
+        own.mkdir(parents=True, exist_ok=True)
+        for shared in (*SHARED, data_folder(output).name):
+            (output / shared).mkdir(parents=True, exist_ok=True)
+            if not (own / shared).exists():
+                (own / shared).symlink_to((output / shared).resolve())
+        llm = base_llm(name, output / "llms")
+        for style in STYLES:
+            arguments = ["--captions", style, "--llm", str(llm), "--output", str(own), "--jobs", str(jobs)]
+            arguments += ["--methods", *methods, "--seeds", *map(str, seeds)]
+            if run.main(arguments):
+                raise InputError(f"{own}: the methods on {style} captions could not be finished, see the line above")
+        found.append(own / "records.jsonl")
+    return found
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    from dpa.preflight import usable_cpus
+
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.grid", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--llms", nargs="+", choices=DIALECTS, default=list(DIALECTS))
+    parser.add_argument("--methods", nargs="+", default=["vanilla"])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--jobs", type=int, default=0, help="trainings side by side (default: one a core)")
+    parser.add_argument("--output", type=Path, default=Path("runs/grid"))
+    parser.add_argument("--publish", type=Path, metavar="DIR", help="also write all records and their manifest to DIR")
+    options = parser.parse_args(arguments)
+    files = run_grid(options.output, options.llms, options.methods, options.seeds, options.jobs or usable_cpus())
+    if options.publish:
+        options.publish.mkdir(parents=True, exist_ok=True)
+        text = "".join(file.read_text(encoding="utf-8") for file in files)
+        (options.publish / "records.jsonl").write_text(text, encoding="utf-8")
+        made = {"seeds": options.seeds, "llms": {}, "records": file_hash(options.publish / "records.jsonl")}
+        for name in options.llms:
+            folder = base_llm(name, options.output / "llms")
+            made["llms"][name] = {"exposure": DIALECTS[name], "hash": folder_hash(folder)}
+        write_json(options.publish / "manifest.json", made | provenance())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
