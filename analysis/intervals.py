@@ -40,47 +40,65 @@ def ratio_interval(
     documents agree on, where resampling shows no spread, the Wilson interval of N documents stands in.
     ValueError when no denominator is above 0, or a number is not finite.
     """
-    pairs = np.stack([np.asarray(numerators, np.float64), np.asarray(denominators, np.float64)])  # (2, N)
-    if not np.isfinite(pairs).all() or (pairs[1] < 0).any() or not pairs[1].sum() > 0:
+    found = _contrast([(numerators, denominators)], [1.0], bounds, seed)
+    if bounds == SHARE and found.low == found.high:
+        n = len(np.asarray(denominators))
+        wilson = stats.binomtest(round(found.value * n), n).proportion_ci(LEVEL, method="wilson")
+        return Interval(found.value, min(found.value, float(wilson.low)), max(found.value, float(wilson.high)))
+    return found
+
+
+def difference_interval(first, second, *, seed: int = 0) -> Interval:
+    """The ratio of `first` minus that of `second`, each (numerators, denominators) of the same N documents, in order."""
+    return _contrast([first, second], [1.0, -1.0], (-np.inf, np.inf), seed)
+
+
+def _contrast(ratios, coefficients, bounds: tuple[float, float], seed: int) -> Interval:
+    """A weighted sum of ratios of sums, with the studentised bootstrap over the documents that they share."""
+    columns = np.stack([np.asarray(side, np.float64) for pair in ratios for side in pair])  # (2K, N): top, bottom, ...
+    if not np.isfinite(columns).all() or (columns[1::2] < 0).any() or not (columns[1::2].sum(1) > 0).all():
         raise ValueError("an interval needs finite numbers and a document with something to divide by")
-    top, bottom = pairs
-    n = len(top)
-    value = float(top.sum() / bottom.sum())
+    weight, n = np.asarray(coefficients), columns.shape[1]
+    places = np.triu_indices(len(columns))
+    value, error = (
+        float(x[0]) for x in _estimate(columns.sum(1)[None], (columns @ columns.T)[places][None], weight, n)
+    )
     if n == 1:
-        return Interval(value, *(float(b) for b in bounds))
-    error = _error(top @ top, top @ bottom, bottom @ bottom, bottom.sum(), value, n)
+        return Interval(value, *(float(bound) for bound in bounds))
     if error <= 1e-12 * max(1.0, abs(value)):
-        if bounds == SHARE:
-            wilson = stats.binomtest(round(value * n), n).proportion_ci(LEVEL, method="wilson")
-            return Interval(value, min(value, float(wilson.low)), max(value, float(wilson.high)))
         return Interval(value, value, value)
-    moments = np.stack([top, bottom, top * top, top * bottom, bottom * bottom], axis=1)  # (N, 5)
+    moments = np.concatenate([columns, columns[places[0]] * columns[places[1]]]).T  # (N, 2K + K (2K + 1))
     rng, drawn = np.random.default_rng(seed), []
     for first in range(0, RESAMPLES, step := max(1, ROOM // n)):
         number = min(step, RESAMPLES - first)
-        places = rng.integers(0, n, (number, n)) + n * np.arange(number)[:, None]
-        counts = np.bincount(places.ravel(), minlength=number * n).reshape(number, n)
-        drawn.append(counts @ moments)
-    a, b, aa, ab, bb = np.concatenate(drawn).T
-    usable = b > 0
-    a, b, aa, ab, bb = (moment[usable] for moment in (a, b, aa, ab, bb))
-    ratios = a / b
-    errors = _error(aa, ab, bb, b, ratios, n)
+        documents = rng.integers(0, n, (number, n)) + n * np.arange(number)[:, None]
+        drawn.append(np.bincount(documents.ravel(), minlength=number * n).reshape(number, n) @ moments)
+    sums, products = np.split(np.concatenate(drawn), [len(columns)], axis=1)
+    usable = (sums[:, 1::2] > 0).all(1)
+    values, errors = _estimate(sums[usable], products[usable], weight, n)
     with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.nan_to_num((ratios - value) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
+        scaled = np.nan_to_num((values - value) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
     tail = (1 - LEVEL) / 2
-    upper, lower = np.quantile(scaled, [1 - tail, tail], method="closest_observation")
+    lower, upper = np.quantile(scaled, [tail, 1 - tail], method="closest_observation")
     if not (np.isfinite(upper) and np.isfinite(lower)):  # draws without spread: a rare class in few documents
-        low, high = np.quantile(ratios, [tail, 1 - tail])
+        low, high = np.quantile(values, [tail, 1 - tail])
     else:
         low, high = value - upper * error, value - lower * error
     return Interval(value, float(np.clip(low, *bounds)), float(np.clip(high, *bounds)))
 
 
-def _error(aa, ab, bb, b, ratio, n: int):
-    """Standard error of the ratio a / b from second moments of its documents (linearised)."""
-    squares = np.maximum(aa - 2 * ratio * ab + ratio * ratio * bb, 0.0)
-    return np.sqrt(squares * n / (n - 1)) / b
+def _estimate(sums, products, weight, n: int):
+    """(values, standard errors) [R] of R draws, from the sums [R, 2K] of the documents' columns and the sums of their
+    products [R, K (2K + 1)] (upper triangle): the linearised variance of the ratios.
+    """
+    top, bottom = sums[:, ::2], sums[:, 1::2]
+    ratio = top / bottom
+    slope = np.empty_like(sums)  # d value / d column
+    slope[:, ::2], slope[:, 1::2] = weight / bottom, -weight * ratio / bottom
+    rows, columns = np.triu_indices(sums.shape[1])
+    twice = np.where(rows == columns, 1.0, 2.0)
+    squares = (products * slope[:, rows] * slope[:, columns] * twice).sum(1)
+    return ratio @ weight, np.sqrt(np.maximum(squares, 0.0) * n / max(n - 1, 1))
 
 
 def rank_correlation(x, y) -> tuple[Interval, float]:
@@ -93,8 +111,15 @@ def rank_correlation(x, y) -> tuple[Interval, float]:
     if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("a rank correlation needs four rows or more, and two columns that vary")
     rho = float(stats.spearmanr(x, y).statistic)
+    ranks = [stats.rankdata(column) for column in (x, y)]
+    first, second = ((column - column.mean()) / column.std() for column in ranks)
     test = stats.permutation_test(
-        (x,), lambda a: stats.spearmanr(a, y).statistic, permutation_type="pairings", n_resamples=5000, rng=0
+        (first,),
+        lambda a, axis: (a * second).mean(axis=axis),  # Pearson's correlation of ranks
+        permutation_type="pairings",
+        vectorized=True,
+        n_resamples=9999,
+        rng=0,
     )
     n = len(x)
     nearest = 1 - 12 / (n * (n * n - 1))  # two neighbours exchanged: perfect order has no z of its own

@@ -2,20 +2,28 @@
 
 A text counts as a caption is trained on: stripped, with a newline, after a start token. Every token is scored: a
 tokenizer without a beginning-of-sequence token gets its end-of-sequence token in that place, or the bytes of the first
-token would count and its nats would not. A text has the scores that it has alone (to rounding); none is cut.
+token would count and its nats would not. A text has the scores that it has alone (to rounding); none is cut: one of more
+than `WINDOW` tokens is read in windows that overlap by half, each token scored where at least half a window precedes it.
+
+`corpus_scores` keeps what it finds on disk, document by document: a run that was killed goes on, and a second one reads.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from dpa.cache import RowCache
 from dpa.errors import InputError
+from dpa.lineage import file_hash
 from dpa.loss import text_model
 from dpa.packing import decode
 from dpa.scores import label_scores, softcap_of
@@ -24,7 +32,10 @@ BUDGET = {
     "cpu": 1024,
     "cuda": 16_384,
 }  # tokens of a batch; more fill a processor's caches to no use, fewer a GPU's cores not
-BLOCK = 1000  # texts tokenised at a time
+BLOCK = 1000  # texts tokenised at a time, and the most that a killed run does again
+WINDOW = 2048  # tokens read at a time; attention over more costs memory that grows with the square
+COLUMNS = ("nats", "tokens", "bytes")
+CODE = ("analysis/scoring.py", "dpa/packing.py", "dpa/scores.py")  # decides the numbers, and so the key
 
 
 @dataclass(frozen=True)
@@ -59,6 +70,49 @@ def text_scores(model, tokenizer, texts: Sequence[str], *, budget: int | None = 
     ]
 
 
+def corpus_scores(
+    model,
+    tokenizer,
+    texts: Sequence[str],
+    *,
+    root: Path,
+    key: dict[str, Any],
+    title: str = "",
+    budget: int | None = None,
+) -> np.ndarray:
+    """[N, 3] float64: nats, tokens and bytes (`COLUMNS`) of each text, kept under `root` by `key` (what makes the model)
+    and the texts. Memory: the texts of `BLOCK` documents, and 12 bytes for each of all; `texts` may stay on disk.
+    """
+    digest, sizes = hashlib.sha256(), np.zeros(len(texts), np.int64)
+    for index, text in enumerate(texts):
+        size = len(encoded := _text(text).encode())
+        digest.update(size.to_bytes(8, "little") + encoded)
+        sizes[index] = size
+    package = Path(__file__).parents[1]
+    code = "".join(file_hash(package / name) for name in CODE)
+    key = {**key, "texts": digest.hexdigest(), "code": hashlib.sha256(code.encode()).hexdigest()}
+    cache = RowCache.open(root, "scores", key, [1] * len(texts), len(COLUMNS))
+    missing = cache.missing()
+    if len(missing):
+        order = missing[np.argsort(-sizes[missing], kind="stable")]  # like lengths together, the longest first
+        with tqdm(
+            total=len(texts),
+            initial=len(texts) - len(order),
+            desc=f"scoring {title}".strip(),
+            unit="text",
+            leave=False,
+            delay=2,
+        ) as bar:
+            for first in range(0, len(order), BLOCK):
+                block = order[first : first + BLOCK].tolist()
+                found = text_scores(model, tokenizer, [texts[index] for index in block], budget=budget)
+                for index, row in zip(block, found, strict=True):
+                    cache.write(index, np.array([row]))
+                bar.update(len(block))
+    cache.finish()
+    return np.concatenate([cache.read(index) for index in range(len(texts))]).astype(np.float64)
+
+
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
     """Indices of `lengths` in batches of at most `budget` tokens together, or of one: long ones first, so that a batch
     holds like lengths and the first is the one that needs the most memory. What is empty is left out.
@@ -90,25 +144,50 @@ def _samples(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return samples
 
 
+def _windows(length: int) -> list[tuple[int, int, int]]:
+    """(first, first scored, end) of the windows over `length` tokens to predict from; each is scored in one of them."""
+    windows, scored = [(0, 0, min(length, WINDOW))], min(length, WINDOW)
+    while scored < length:
+        end = min(scored + WINDOW // 2, length)
+        windows.append((end - WINDOW, scored, end))
+        scored = end
+    return windows
+
+
 def _log_p(model, samples: Sequence[np.ndarray], budget: int | None) -> Iterator[tuple[int, np.ndarray]]:
     """(index, log-probabilities [N] float32 of its tokens after the first) of each sample that has any."""
     decoder, embed, head = text_model(model), model.get_input_embeddings(), model.get_output_embeddings()
     softcap, device = softcap_of(model.config), embed.weight.device
-    lengths = [len(ids) - 1 for ids in samples]  # nothing comes after the last token, so it is not read
-    for batch in tqdm(
-        batches(lengths, budget or BUDGET.get(device.type, BUDGET["cuda"])),
-        desc="scoring text",
-        unit="batch",
-        leave=False,
-        delay=2,
-    ):
-        counts = [lengths[index] for index in batch]
+    # nothing comes after the last token, so it is not read
+    pieces = [(index, *window) for index, ids in enumerate(samples) for window in _windows(len(ids) - 1)]
+    parts: dict[int, list[tuple[int, np.ndarray]]] = {}
+    left = [0] * len(samples)
+    for index, *_ in pieces:
+        left[index] += 1
+    lengths = [end - first for _, first, _, end in pieces]
+    for batch in batches(lengths, budget or BUDGET.get(device.type, BUDGET["cuda"])):
+        counts = [lengths[number] for number in batch]
         ids, labels = (
-            torch.from_numpy(np.concatenate([samples[index][part] for index in batch])).long().to(device)
-            for part in (slice(None, -1), slice(1, None))
+            torch.from_numpy(
+                np.concatenate(
+                    [
+                        samples[index][first + shift : end + shift]
+                        for index, first, _, end in map(pieces.__getitem__, batch)
+                    ]
+                )
+            )
+            .long()
+            .to(device)
+            for shift in (0, 1)
         )
         positions = torch.cat([torch.arange(count) for count in counts]).to(device)
         with torch.no_grad():
             hidden = decode(decoder, embed(ids), positions, counts)
             log_p: Tensor = label_scores(hidden, head.weight, labels, bias=head.bias, softcap=softcap).log_p
-        yield from zip(batch, np.split(log_p.float().cpu().numpy(), np.cumsum(counts)[:-1]), strict=True)
+        split = np.split(log_p.float().cpu().numpy(), np.cumsum(counts)[:-1])
+        for number, values in zip(batch, split, strict=True):
+            index, first, scored, _ = pieces[number]
+            parts.setdefault(index, []).append((number, values[scored - first :]))
+            left[index] -= 1
+            if not left[index]:
+                yield index, np.concatenate([own for _, own in sorted(parts.pop(index), key=lambda part: part[0])])

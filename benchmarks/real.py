@@ -75,7 +75,8 @@ def run(
     shared: Path, output: Path, *, publish: Path | None = None, llm_steps: int = 400, extra: list[str] | None = None
 ) -> dict:
     """Everything, and the report: perplexity of held-out captions (base, proxy), first and last losses, real scores."""
-    from analysis.perplexity import perplexity_table
+    from analysis.captions import read_all
+    from analysis.perplexity import perplexity_table, score
     from benchmarks import run as benchmark_run
     from dpa import train
     from dpa.lab import small
@@ -138,7 +139,10 @@ def run(
     )
     if status:
         raise InputError("scoring failed, see the line above")
-    perplexity = perplexity_table(str(models / "llm"), output / "small" / "proxy", [files["held_out"]])
+    proxies = {"proxy": output / "small" / "proxy"}
+    perplexity = perplexity_table(
+        score(str(models / "llm"), proxies, read_all([files["held_out"]]), cache=output / "scores")
+    )
     report = {
         "held_out_captions": {
             row.model: {

@@ -127,6 +127,16 @@ class Corpus(Sequence[Record]):
 
         return self._gather(found)
 
+    def captions(self) -> Iterator[str]:
+        """Each record's first answer, stripped, as it is trained on; read in pieces."""
+        for number, part in enumerate(self.parts):
+            rows = self.chosen[self.chosen[:, 0] == number, 1]
+            columns = part.rows.select_columns(["roles", "texts"])
+            for first in range(0, len(rows), BATCH):
+                piece = columns[rows[first : first + BATCH].tolist()]
+                for roles, texts in zip(piece["roles"], piece["texts"], strict=True):
+                    yield texts[roles.index("assistant")].strip()
+
     def without(self, indices: Iterable[int], problems: Iterable[Problem]) -> Corpus:
         """The corpus less the records at `indices`, with more problems."""
         keep = np.ones(len(self), bool)
@@ -144,6 +154,12 @@ class Corpus(Sequence[Record]):
             values = part.rows.data.column(name).take(self.chosen[self.chosen[:, 0] == number, 1])
             for chunk in values.chunks:
                 yield from ((number, value) if value is not None else None for value in chunk.to_pylist())
+
+
+def text_hashes(texts: Iterable[str]) -> np.ndarray:
+    """64 bits of the BLAKE2 hash of each text, [N] uint64: to tell which captions are the same, whatever file they are in."""
+    digests = b"".join(hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.frombuffer(digests, "<u8")
 
 
 def read_records(source: str | Path, view: View, images: Path | None = None) -> Corpus:

@@ -182,24 +182,35 @@ class Samples(Dataset):
         return Encoded(ids, before + [False] * number + supervised[place + 1 :])
 
 
-def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> Encoded:
-    """Token ids of a conversation in the LLM's chat template and which of them are supervised: the assistant's turns.
-
-    The image mark stands first in its turn, as in LLaVA's preprocessing. InputError when the template refuses the turns.
-    """
+def messages_of(record: Record, image_mark: str | None) -> list[dict[str, str]]:
+    """A conversation's turns for a chat template. The image mark stands first in its turn, as in LLaVA's preprocessing."""
     messages = []
     for role, text in record.turns:
         if role != "assistant" and IMAGE_MARK in text:
             text = f"{image_mark}\n{text.replace(IMAGE_MARK, '').strip()}"
         messages.append({"role": role, "content": text})
+    return messages
+
+
+def rendered(messages: list[dict[str, str]], tokenizer: Any, where: str, *, prompt: bool = False) -> str:
+    """A conversation as the LLM's chat template writes it. InputError when it refuses the turns."""
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=prompt)
+    except (TemplateError, ValueError, TypeError) as error:  # Gemma's refuses a system turn, others two of one role
+        raise InputError(
+            f"{where}: the tokenizer's chat template refuses it ({first_line(error)}); change its turns"
+        ) from None
+
+
+def encode_chat(record: Record, tokenizer: Any, image_mark: str | None) -> Encoded:
+    """Token ids of a conversation in the LLM's chat template and which of them are supervised: the assistant's turns.
+
+    InputError when the template refuses the turns.
+    """
+    messages = messages_of(record, image_mark)
 
     def render(some: list[dict[str, str]], prompt: bool = False) -> str:
-        try:
-            return tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=prompt)
-        except (TemplateError, ValueError, TypeError) as error:  # Gemma's refuses a system turn, others two of one role
-            raise InputError(
-                f"{record.where}: the tokenizer's chat template refuses it ({first_line(error)}); change its turns"
-            ) from None
+        return rendered(some, tokenizer, record.where, prompt=prompt)
 
     whole = render(messages)
     spans = _spans_by_growing(messages, whole, render) or _spans_by_marks(messages, whole, render, tokenizer)

@@ -101,10 +101,23 @@ def _refuse_other_count(config: Any, batch: Mapping[str, Tensor]) -> None:
         )
 
 
-def batch_loss(
+@dataclass(frozen=True)
+class Weighed:
+    """The label tokens of a batch, in row-major order: all fields but the first [N], and without gradient.
+
+    seen.log_p alone has one. blind, relevance and weight are None where the rule compares nothing (`none`).
+    """
+
+    seen: LabelScores
+    blind: LabelScores | None = None
+    relevance: Tensor | None = None  # seen minus blind: probabilities (cmo) or logits (cal)
+    weight: Tensor | None = None
+
+
+def weigh(
     model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: Weighting, unwrapped: torch.nn.Module | None = None
-) -> BatchLoss:
-    """The loss of one micro-batch under a weighting rule.
+) -> Weighed:
+    """Scores, relevance and weights of a micro-batch's label tokens (the paper's r, q, delta, w).
 
     model: a LLaVA model or a causal LM, possibly wrapped for data parallel (then `unwrapped` is the module inside).
     batch: attention_mask [B, L], labels [B, L] (-100: unsupervised, image positions included) and either input_ids
@@ -124,11 +137,8 @@ def batch_loss(
     with scoring(inner, scored_labels) as found:
         returned = _forward(model, inner, batch, torch.nn.functional.pad(scored, (0, 1)))
     seen = with_graph_of(found[0], returned.logits)
-    nll = -seen.log_p[supervised[scored]]  # (N,)
-
-    zero = nll.new_zeros(())
     if not contrastive:
-        return BatchLoss(nll.sum(), num_items(batch, weighting) or 0, nll.detach().mean(), zero, zero, zero)
+        return Weighed(seen)
 
     if "blind_log_p" in batch:
         kept = LabelScores(batch["blind_log_p"][:, 1:][scored], batch["blind_logit"][:, 1:][scored])
@@ -141,17 +151,28 @@ def batch_loss(
         relevance = torch.zeros(scored.shape, dtype=torch.float32, device=scored.device)
         relevance[scored] = difference.float()
         weight = weights(relevance, supervised, weighting, sample_numbers(batch)[:, :-1])[supervised]
-        label_relevance = relevance[supervised]
-        at_low = (label_relevance <= weighting.low).float().mean()
-        at_high = (label_relevance >= weighting.high).float().mean()
+    own = supervised[scored]  # in the released form neighbours were scored too
+    seen, blind = (LabelScores(scores.log_p[own], scores.logit[own]) for scores in (seen, blind))
+    return Weighed(seen, blind, relevance[supervised], weight)
+
+
+def batch_loss(
+    model: torch.nn.Module, batch: Mapping[str, Tensor], weighting: Weighting, unwrapped: torch.nn.Module | None = None
+) -> BatchLoss:
+    """The loss of one micro-batch under a weighting rule; arguments and errors as of `weigh`."""
+    tokens = weigh(model, batch, weighting, unwrapped)
+    nll = -tokens.seen.log_p  # (N,)
+    zero = nll.new_zeros(())
+    if tokens.weight is None or tokens.relevance is None:
+        return BatchLoss(nll.sum(), num_items(batch, weighting) or 0, nll.detach().mean(), zero, zero, zero)
     divisor = num_items(batch, weighting)
     return BatchLoss(
-        (weight * nll).sum(),
-        weight.sum() if divisor is None else divisor,
+        (tokens.weight * nll).sum(),
+        tokens.weight.sum() if divisor is None else divisor,
         nll.detach().mean(),
-        at_low,
-        at_high,
-        label_relevance.mean(),
+        (tokens.relevance <= weighting.low).float().mean(),
+        (tokens.relevance >= weighting.high).float().mean(),
+        tokens.relevance.mean(),
     )
 
 

@@ -5,6 +5,7 @@ A source is one of
     FILE.json, FILE.jsonl   LLaVA, ShareGPT4V and Cambrian records, an array or one a line:
                             {"id": "7", "image": "a/b.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat?"},
                                                                              {"from": "gpt", "value": "a bunk room"}]}
+    FILE.txt                one caption a line (ended by a line feed alone), no pictures; empty lines are no records
     FILE.parquet or folder of them   the same columns, or a caption (`caption`, `text`) and a picture (`image`, `image_path`,
                             `file_name`: a path, or the picture itself; `image_url`, `url`: see `picture_name`). PixMo-Cap
     folder                  written by `datasets.save_to_disk`, or pictures with a text beside each (a.jpg, a.txt), or
@@ -173,6 +174,16 @@ def read_json_records(path: Path) -> Iterator[tuple[str, Any]]:
         raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from None
 
 
+def _text_lines(path: Path) -> Iterator[tuple[str, Any]]:
+    try:
+        with open(path, encoding="utf-8-sig", newline="\n") as file:  # no other character ends a line: texts hold them
+            for number, line in enumerate(file, start=1):
+                if text := line.strip():
+                    yield f"{path} line {number}", {"caption": text}
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error}); save it as UTF-8") from None
+
+
 def _json_lines(file, path: Path) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(file, start=1):
         if line.strip():
@@ -180,7 +191,8 @@ def _json_lines(file, path: Path) -> Iterator[tuple[str, Any]]:
                 yield f"{path} line {number}", json.loads(line)
             except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets without end
                 reason = (
-                    f"not valid JSON ({getattr(error, 'msg', error)}); expected one record a line or one JSON array"
+                    f"not valid JSON ({getattr(error, 'msg', error)}); expected one record a line or one JSON array "
+                    "(a file with one caption a line is named .txt)"
                 )
                 yield f"{path} line {number}", ValueError(reason)
 
@@ -243,6 +255,8 @@ def _read_fields(source: str) -> Iterator[tuple[str, Any]]:
     if path.is_file():
         if path.suffix == ".parquet":
             yield from _parquet(path)
+        elif path.suffix == ".txt":
+            yield from _text_lines(path)
         else:
             yield from read_json_records(path)
     elif (path / "dataset_dict.json").is_file():

@@ -261,6 +261,7 @@ def _recipes() -> dict[str, Recipe]:
     for style in LAB_STYLES:
         if style != "ornate":
             vary(lab, f"lab_{style}", *others, captions=(f"lab/{style}",))
+        vary(recipes[f"lab_{style}"], f"lab_{style}_no-lora", lora_rank=None)  # Fig. 4
     # Real records with small models: the file formats at a laptop's scale. Pass --llm, --vision-tower and the data.
     small = replace(
         lab,

@@ -15,8 +15,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dpa.arguments import given_arguments
-from dpa.errors import InputError
+from dpa.errors import InputError, first_line
 from dpa.inputs import stage_sources
 from dpa.lineage import file_hash, folder_hash, is_complete, local_model, read_lineage, tokenizer_hash
 from dpa.methods import Stage
@@ -30,6 +32,7 @@ HARMLESS = (
     *("per_device_train_batch_size", "gradient_accumulation_steps", "seed"),
     *("use_cpu", "ddp_", "fsdp", "deepspeed", "activation_checkpointing", "local_rank", "project", "tf32"),
 )
+TRAINED_ON = "trained_on.npy"
 # Names of TrainingArguments for the settings of a recipe.
 NAMES = {"num_train_epochs": "epochs", "warmup_steps": "warmup", "lr_scheduler_type": "schedule"}
 # The sources that decide what a stage learns.
@@ -124,6 +127,17 @@ def weights_hash(folder: Path) -> str:
         if (folder / name).is_file():
             return file_hash(folder / name)
     return folder_hash(folder)
+
+
+def trained_captions(proxy: Path) -> np.ndarray | None:
+    """`text_hashes` of the captions that a finished stage 1 was trained on, ascending; None where it does not tell."""
+    file = proxy / TRAINED_ON
+    if not file.is_file():
+        return None
+    try:
+        return np.load(file, allow_pickle=False)
+    except (ValueError, OSError, EOFError) as error:
+        raise InputError(f"{file}: cannot be read ({first_line(error)}); train the proxy again") from None
 
 
 def parents(chosen: Recipe, stage: Stage) -> tuple[Stage, ...]:

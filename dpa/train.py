@@ -41,6 +41,7 @@ from dpa.lineage import (
 from dpa.methods import Stage
 from dpa.recipes import Recipe
 from dpa.stages import (
+    TRAINED_ON,
     finished,
     finished_parents,
     refuse_foreign_parents,
@@ -113,12 +114,14 @@ def run_stage(
 
     left_out: what the checks found (`check_inputs`).
     """
+    import numpy as np
     import torch
     from filelock import FileLock
     from transformers import set_seed
 
     from dpa import blind_cache, vision_cache
     from dpa.build import build, whole_weights
+    from dpa.corpus import text_hashes
     from dpa.trainer import refuse_other_engine
 
     partial = stage_folder(flags.output, chosen, stage, seed_of(rest))
@@ -175,6 +178,9 @@ def run_stage(
             flush(writing)
             made["weights"] = weights_hash(writing)
             left_out.write(writing)
+            if stage == "proxy":  # so that held-out captions can be told from those that it has read
+                hashes = text_hashes(trainer.train_dataset.records.captions())
+                np.save(writing / TRAINED_ON, np.unique(hashes), allow_pickle=False)
             write_json(writing / "log.json", trainer.state.log_history)
             whole = lineage | made | provenance()
             write_card(writing, whole)

@@ -1,5 +1,10 @@
 """Scores of packed texts are those that each text has alone, whatever lies beside it."""
 
+import os
+import signal
+import subprocess
+import sys
+import time
 from itertools import pairwise
 from types import SimpleNamespace
 
@@ -158,3 +163,122 @@ def test_the_llm_of_a_llava_model_and_one_in_a_wrapper(models, lab_tokenizer, fa
     np.testing.assert_allclose(scoring.text_scores(llava, lab_tokenizer, TEXTS), scores, rtol=1e-5)
     wrapped = lora(llm, rank=2, alpha=4).eval()
     np.testing.assert_allclose(scoring.text_scores(wrapped, lab_tokenizer, TEXTS), scores, rtol=1e-5)
+
+
+def test_texts_longer_than_a_window_are_read_in_overlapping_ones(models, lab_tokenizer, monkeypatch):
+    """Each token once, with at least half a window before it (or all there is), as the model's own forward sees it."""
+    monkeypatch.setattr(scoring, "WINDOW", 32)
+    model, texts = models["llama"], text_of([100, 5, 33, 32, 31])
+    found = scoring.token_scores(model, lab_tokenizer, texts, budget=70)
+    for text, scores in zip(texts, found, strict=True):
+        ids = lab_tokenizer(text + "\n").input_ids
+        assert scores.ids.tolist() == ids[1:] and len(scores.log_p) == len(scores.ids)
+        wanted, done = [], 0
+        while done < len(ids) - 1:
+            end = min(max(done + 16, 32), len(ids) - 1) if done else min(32, len(ids) - 1)
+            first = max(0, end - 32)
+            with torch.no_grad():
+                log_p = model(input_ids=torch.tensor([ids[first:end]])).logits[0].log_softmax(-1)
+            wanted += [float(log_p[place - first, ids[place + 1]]) for place in range(done, end)]
+            done = end
+        np.testing.assert_allclose(scores.log_p, wanted, atol=1e-5)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.integers(0, 9000))
+def test_windows_cover_every_token_once(length):
+    windows = scoring._windows(length)
+    scored = [place for first, begin, end in windows for place in range(begin, end)]
+    assert scored == list(range(length))
+    for first, begin, end in windows:
+        assert 0 <= first <= begin and end - first <= scoring.WINDOW
+        assert begin == 0 or begin - first >= scoring.WINDOW // 2
+
+
+def test_a_text_of_100k_characters_in_bounded_memory(models, lab_tokenizer):
+    import psutil
+
+    text = "a red ball near the blue cube " * 3334
+    assert len(text) > 100_000
+    before = psutil.Process().memory_info().rss
+    (nats, tokens, size) = scoring.text_scores(models["llama-sdpa"], lab_tokenizer, [text])[0]
+    assert np.isfinite(nats) and tokens > 20_000 and size == len(text.strip()) + 1
+    assert psutil.Process().memory_info().rss - before < 500e6
+
+
+def test_what_was_scored_is_kept_and_read(models, lab_tokenizer, tmp_path, monkeypatch):
+    texts, key = text_of(range(1, 40)), {"llm": "a"}
+    first = scoring.corpus_scores(models["llama"], lab_tokenizer, texts, root=tmp_path, key=key)
+    np.testing.assert_allclose(first, scoring.text_scores(models["llama"], lab_tokenizer, texts), rtol=1e-6)
+
+    def refused(*_, **__):
+        raise AssertionError("scored again")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "text_scores", refused)
+        again = scoring.corpus_scores(models["llama"], lab_tokenizer, texts, root=tmp_path, key=key)
+        np.testing.assert_array_equal(first, again)
+        for other_texts, other_key in ((texts[:-1], key), (texts, {"llm": "b"}), ([*texts[:-1], "x"], key)):
+            with pytest.raises(AssertionError, match="again"):
+                scoring.corpus_scores(models["llama"], lab_tokenizer, other_texts, root=tmp_path, key=other_key)
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from analysis import scoring
+from tests.conftest import ROOT, tiny_llm
+from transformers import AutoTokenizer
+scoring.BLOCK = 5
+tokenizer = AutoTokenizer.from_pretrained(ROOT / "dpa/lab/foundations/llm")
+texts = [f"a red ball {'near ' * (n % 23)}" for n in range(400)]
+model = tiny_llm("llama", vocab_size=len(tokenizer))
+scored = scoring.text_scores
+def counted(*args, **options):
+    print("block", flush=True)
+    return scored(*args, **options)
+scoring.text_scores = counted
+for root in sys.argv[1:]:
+    print(repr(scoring.corpus_scores(model, tokenizer, texts, root=Path(root), key={}).sum(0).tolist()), flush=True)
+"""
+
+
+def test_a_killed_run_goes_on(tmp_path):
+    """SIGKILL in the middle: the second run scores what is left, and ends where an unbroken one does."""
+    command = [sys.executable, "-c", KILLED]
+    environment = os.environ | {"PYTHONPATH": str(scoring.Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    first = subprocess.Popen([*command, str(tmp_path / "a")], stdout=subprocess.PIPE, text=True, env=environment)
+    assert first.stdout is not None
+    seen = 0
+    while seen < 12 and first.stdout.readline() == "block\n":
+        seen += 1
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    time.sleep(0.1)
+    roots = [str(tmp_path / name) for name in ("a", "b")]
+    both = subprocess.run([*command, *roots], capture_output=True, text=True, env=environment, check=True)
+    blocks = both.stdout.split("\n")[:-1]
+    end = next(place for place, line in enumerate(blocks) if line != "block")  # of the resumed run
+    resumed, whole = blocks[: end + 1], blocks[end + 1 :]
+    assert seen == 12 and resumed.count("block") <= 80 - 11 and whole.count("block") == 80
+    assert resumed[-1] == whole[-1]
+
+
+def test_memory_does_not_grow_with_the_corpus(models, lab_tokenizer, tmp_path):
+    """5,000 texts that are made as they are asked for: what is held is a block of them, and 12 bytes of each."""
+    import psutil
+
+    class Texts:
+        def __len__(self):
+            return 5_000
+
+        def __getitem__(self, index):
+            return "ball" if index % 1000 else "a red ball " * 20
+
+        def __iter__(self):
+            return map(self.__getitem__, range(len(self)))
+
+    before = psutil.Process().memory_info().rss
+    found = scoring.corpus_scores(models["llama-sdpa"], lab_tokenizer, Texts(), root=tmp_path, key={})
+    assert found.shape == (5_000, 3) and np.isfinite(found).all()
+    assert psutil.Process().memory_info().rss - before < 150e6
