@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: table seeds real rehearsal test test-all lint check-foundations clean
+.PHONY: table seeds real rehearsal styles forecast figures notebooks test test-all lint check-foundations clean
 
 table: $(STAMP)
 	$(BIN)/python -m benchmarks.run --suite vision-centric
@@ -20,6 +20,22 @@ real: $(STAMP)  ## the three stages on real records with small models, into resu
 
 rehearsal: $(STAMP)  ## a paper-size recipe's whole path at two layers, killed and resumed, into results/
 	$(BIN)/python -m benchmarks.rehearsal --publish results/rehearsal
+
+SHARED ?= $(or $(DPA_SHARED),../shared)
+STYLES = alt_text_blip_lcs crowd_coco spoken_localized_narratives model_paragraph_vila13b_coco chat_instruct_alpaca
+styles: $(STAMP)  ## five real caption styles x a proxy for each, on a small LLM trained on the spot, into results/
+	test -f runs/styles/models/llm/config.json || $(BIN)/python -m dpa.lab.small --text $(SHARED)/data/public_domain_books/*.md $(SHARED)/data/wikitext2/valid.txt --out runs/styles/models
+	$(BIN)/python -m analysis.perplexity --llm runs/styles/models/llm --fit --steps 100 --runs runs/styles/proxies --cache runs/styles/scores \
+	    --captions $(STYLES:%=$(SHARED)/data/caption_styles/%.txt) --out results/styles
+
+forecast: $(STAMP)  ## four LLMs x three styles: trained, asked, forecast, and the two held against each other, into results/
+	$(BIN)/python -m benchmarks.grid --methods vanilla --seeds 0 1 --publish results/grid --forecast
+
+figures: $(STAMP)  ## the paper's figures from the lab, into results/
+	$(BIN)/python -m analysis.plots conflict 1b 3 4 6 7
+
+notebooks: $(STAMP)  ## run the notebooks from clean kernels
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"

@@ -39,7 +39,7 @@ from dpa.errors import InputError, first_line
 from dpa.lineage import folder_hash, is_complete, local_model, read_lineage, write_json
 from dpa.loss import IGNORE, weigh
 from dpa.methods import CMO, Weighting
-from dpa.readers import View
+from dpa.readers import IMAGE_MARK, Record, View, problem_for
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -302,3 +302,16 @@ def score_to_disk(
             frame.to_parquet(partial, index=False)
             os.replace(partial, path)
     return parts
+
+
+def sample_of(checkpoint: Checkpoint, image: Path, caption: str) -> Samples:
+    """One picture with a caption of your own, for `score_samples`. InputError for a picture that is not there."""
+    from dpa.images import image_path
+
+    where = f"{image.name} with a caption of your own"
+    image_path(image.parent, image.name, where)
+    turns = (("user", IMAGE_MARK), ("assistant", caption))
+    record = Record(where, image.stem, image.name, turns, image.parent)
+    if reason := problem_for("pair", record.image, turns):
+        raise InputError(f"{where}: {reason}")
+    return Samples([record], "pair", checkpoint.processor, max_length=checkpoint.max_length)

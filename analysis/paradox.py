@@ -19,8 +19,6 @@ from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from analysis.intervals import rank_correlation
 from dpa.errors import InputError, command
 
@@ -238,8 +236,8 @@ def main(arguments: list[str] | None = None) -> int:
             )
         records = records[records["benchmark"].isin(options.benchmarks)]
     table = cells(read_conflicts(options.conflict), records)
-    if options.x not in table or not np.issubdtype(table[options.x].dtype, np.number):
-        numbers = [name for name in table if np.issubdtype(table[name].dtype, np.number)]
+    numbers = list(table.select_dtypes("number").columns)
+    if options.x not in numbers:
         raise InputError(f"--x {options.x}: no such number among {', '.join(numbers)}")
     found = correlations(table, options.x)
     columns = list(dict.fromkeys([*CELL, options.x, CONFLICT, "score", "score_spread", "seeds"]))

@@ -99,7 +99,9 @@ def forecast_figure(table: pd.DataFrame):
     for place, value, high, best in zip(places, share, table["visual_share_high"], table["p_best"], strict=True):
         left.text(max(value, high) + 0.01, place, f"{value:.2f}, first in {best:.0%} of draws", va="center", fontsize=9)
     left.set_yticks(places, [_wrapped(name, 24) for name in table["captions"]])
-    left.set_xlim(0, min(1.6, 1.9 * float(table["visual_share_high"].max())))
+    widest = min(1.0, 1.05 * float(table["visual_share_high"].max()))
+    left.set_xlim(0, 1.75 * widest)  # room for the words behind the bars
+    left.set_xticks([tick for tick in left.get_xticks() if tick <= 1.0])
     left.set_xlabel("visual share of the text's nats (95 % interval)")
     left.set_title(f"forecast for {table['llm'].iloc[0]}: best first", loc="left", fontsize=11)
     saved = table["bits_per_byte_saved"]
@@ -159,7 +161,7 @@ def paradox_figure(table: pd.DataFrame, x: str):
             axis.set_xscale("log")
         axis.margins(x=0.15)
     axes[0, 0].set_ylabel("score, mean over benchmarks and seeds (0 to 100)")
-    axes[0, 0].legend(title="base LLM", frameon=False, fontsize=9)
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), title="base LLM", frameon=False, loc="outside right center")
     return figure
 
 
@@ -196,11 +198,12 @@ def relevance_figure(values: Mapping[tuple[str, str], np.ndarray], weighting: We
         ordered = np.sort(own)
         lower.plot(ordered, np.arange(1, len(own) + 1) / len(own), color=colour, linestyle=dash, linewidth=1.6)
         below = float((own < rule.high).mean())
-        lower.annotate(
-            f"{below:.1%} below",
-            (rule.high, below),
-            xytext=(8, -14 - 13 * number),
-            textcoords="offset points",
+        lower.text(
+            0.98,
+            0.06 + 0.09 * number,
+            f"{name}: {below:.1%} below {rule.high:g}",
+            transform=lower.transAxes,
+            ha="right",
             color=colour,
             fontsize=9,
         )

@@ -52,10 +52,9 @@ def fit_proxy(
     extra: further TrainingArguments. InputError when training fails or what is there was made otherwise.
     """
     from dpa import train
+    from dpa.lineage import folder_hash, local_model
     from dpa.recipes import recipe
     from dpa.stages import stage_folder
-
-    from dpa.lineage import folder_hash, local_model
 
     fitted, _ = split(captions)
     own = folder / folder_hash(local_model(llm))[:12] / captions.name.replace("/", "_")

@@ -1,10 +1,11 @@
 """The lab's grid: several base LLMs x caption styles x methods x seeds, trained and asked.
 
-    python -m benchmarks.grid [--methods vanilla dpa] [--seeds 0 1] [--publish results/grid]
+    python -m benchmarks.grid [--methods vanilla dpa] [--seeds 0 1] [--publish results/grid [--forecast]]
 
 Which caption set suits which LLM? The base LLMs differ in what they have read (`DIALECTS`): the shipped one, and three
 made from it in two to four minutes each by `dpa.lab.foundations --exposure`. Every cell is trained and asked by `benchmarks.run`.
-The records feed `python -m analysis.paradox` and check the ranking of `python -m analysis.forecast`.
+With --forecast each LLM's caption sets are ranked by `analysis.forecast` (both bridges), and `analysis.paradox` holds
+ranking and conflict against what training gave.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def run_grid(output: Path, llms: Sequence[str], methods: Sequence[str], seeds: S
         for shared in (*SHARED, data_folder(output).name):
             (output / shared).mkdir(parents=True, exist_ok=True)
             if not (own / shared).exists():
-                (own / shared).symlink_to((output / shared).resolve())
+                (own / shared).symlink_to(Path("..") / shared)
         llm = base_llm(name, output / "llms")
         for style in STYLES:
             arguments = ["--captions", style, "--llm", str(llm), "--output", str(own), "--jobs", str(jobs)]
@@ -64,6 +65,36 @@ def run_grid(output: Path, llms: Sequence[str], methods: Sequence[str], seeds: S
                 raise InputError(f"{own}: the methods on {style} captions could not be finished, see the line above")
         found.append(own / "records.jsonl")
     return found
+
+
+def forecast_and_compare(output: Path, llms: Sequence[str], folder: Path) -> None:
+    """Write forecast_lora, forecast_ngram to `folder`, and the folders of `analysis.paradox` for the conflict and for each
+    forecast, over the records that are there.
+    """
+    import pandas as pd
+
+    from analysis import paradox
+    from analysis.captions import read_all
+    from analysis.forecast import Bridge, forecast
+    from analysis.outputs import write_table
+    from dpa.lab.dataset import ensure
+
+    captions = read_all([ensure(output, f"lab/{style}")[0] for style in STYLES])
+    bridges: tuple[Bridge, ...] = ("lora", "ngram")
+    for bridge in bridges:
+        tables = [
+            forecast(str(base_llm(n, output / "llms")), captions, output / "proxies", bridge=bridge) for n in llms
+        ]
+        write_table(pd.concat(tables, ignore_index=True), folder, f"forecast_{bridge}")
+    records = ["--records", str(folder / "records.jsonl")]
+    for name, bridge, column in (
+        ("by_conflict", "lora", "bits_per_byte_saved"),
+        ("by_forecast", "lora", "visual_share"),
+        ("by_forecast_ngram", "ngram", "visual_share"),
+    ):
+        given = ["--conflict", str(folder / f"forecast_{bridge}.csv"), *records, "--x", column]
+        if paradox.main([*given, "--out", str(folder / name)]):
+            raise InputError(f"{folder / name}: could not be made, see the line above")
 
 
 @command
@@ -79,6 +110,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--jobs", type=int, default=0, help="trainings side by side (default: one a core)")
     parser.add_argument("--output", type=Path, default=Path("runs/grid"))
     parser.add_argument("--publish", type=Path, metavar="DIR", help="also write all records and their manifest to DIR")
+    parser.add_argument(
+        "--forecast",
+        action="store_true",
+        help="with --publish: also forecast every cell, and compare (20 minutes more)",
+    )
     options = parser.parse_args(arguments)
     files = run_grid(options.output, options.llms, options.methods, options.seeds, options.jobs or usable_cpus())
     if options.publish:
@@ -90,6 +126,8 @@ def main(arguments: list[str] | None = None) -> int:
             folder = base_llm(name, options.output / "llms")
             made["llms"][name] = {"exposure": DIALECTS[name], "hash": folder_hash(folder)}
         write_json(options.publish / "manifest.json", made | provenance())
+        if options.forecast:
+            forecast_and_compare(options.output, options.llms, options.publish)
     return 0
 
 
