@@ -3,7 +3,7 @@
     python -m analysis.plots FIGURE [...] [--captions terse] [--runs runs] [--out results/figures]
 
 conflict   a scene of the lab, its caption in each style, the perplexity of each style under base LLM and proxy
-1b, 3      change of the loss of visual and of style words by training, one recipe (1b) and two beside each other (3)
+1b, 3      change of the loss of visual and of style words by stage 2, one recipe (1b) and two beside each other (3)
 4          loss curves of stage 2: without a proxy, with a LoRA proxy, with a proxy of which all weights were trained
 6          one caption word by word: relevance and weight
 7          distribution of the relevance of label tokens
