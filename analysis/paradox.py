@@ -110,8 +110,10 @@ def plain_name(captions: str) -> str:
 
 
 def llm_name(llm: str) -> str:
-    """An LLM's name in tables: of a folder .../NAME/llm it is NAME."""
+    """An LLM's name in tables: of a folder .../NAME/llm it is NAME, of the shipped one `lab`."""
     path = Path(llm)
+    if path.parts[-3:] == ("lab", "foundations", "llm"):
+        return "lab"
     return path.parent.name if path.name == "llm" and path.parent.name else llm
 
 

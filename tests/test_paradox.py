@@ -170,3 +170,4 @@ def test_names_meet():
     assert {plain_name(n) for n in ("lab/ornate", "captions_ornate", "x/ornate.json", "ornate")} == {"ornate"}
     assert plain_name("hub:a/b") == "hub:a/b"
     assert (llm_name("runs/terse/llm"), llm_name("lab"), llm_name("Qwen/Q")) == ("terse", "lab", "Qwen/Q")
+    assert llm_name("/x/dpa/lab/foundations/llm") == "lab"
