@@ -272,7 +272,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     visual = None
     if options.visual:
-        from analysis.words import read_labels
+        from analysis.labels import read_labels
 
         labels = read_labels(options.visual)
         visual = lambda word: labels.get(word.casefold()) == "visual"  # noqa: E731
@@ -296,7 +296,7 @@ def main(arguments: list[str] | None = None) -> int:
     for assumption in ASSUMPTIONS:
         print(f"  - {assumption}")
     if options.out:
-        from analysis.plots import forecast_figure
+        from analysis.figures import forecast_figure
         from dpa.readers import source_hash
 
         write_table(table, options.out, "forecast")

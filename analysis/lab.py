@@ -71,7 +71,8 @@ def changes_by_training(runs: Path, recipe: str, style: str) -> pd.DataFrame:
     Reference: the paper does not say between which checkpoints. The lab's stage 3 holds questions alone, so that captions
     are forgotten in it; what a caption set teaches shows in stage 2.
     """
-    from analysis.words import label_words, word_changes, word_losses
+    from analysis.labels import label_words
+    from analysis.words import word_changes, word_losses
 
     stage = trained(runs, recipe, "connector")
     before, after = (word_losses(*lab_tokens(runs, name, style)) for name in (f"{stage}@start", str(stage)))

@@ -253,7 +253,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"\nrichness: {richness}")
         print("\n".join(verdict(gaps)))
     if options.out:
-        from analysis.plots import paradox_figure
+        from analysis.figures import paradox_figure
 
         write_table(table, options.out, "cells")
         write_table(found, options.out, "correlation")

@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
             shown(conflict.drop(columns=["llm", "llm_hash", "nats_per_token_saved_low", "nats_per_token_saved_high"]))
         )
     if options.out:
-        from analysis.plots import matrix_figure
+        from analysis.figures import matrix_figure
 
         write_table(table, options.out, "perplexity")
         if proxies:

@@ -243,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
             histograms[name, source_name(data)] = relevance
             _print(name, data, weighting, table, relevance, visual_minus_style(whole))
     if options.out:
-        from analysis.plots import relevance_figure
+        from analysis.figures import relevance_figure
 
         everything = pd.concat(tables, ignore_index=True)
         write_table(everything, options.out, "relevance")

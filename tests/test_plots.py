@@ -11,16 +11,8 @@ matplotlib.use("agg")
 from matplotlib import pyplot as plt
 
 from analysis import lab, outputs, plots
-from analysis.plots import (
-    curves,
-    curves_figure,
-    forecast_figure,
-    matrix_figure,
-    paradox_figure,
-    relevance_figure,
-    sample_figure,
-    words_of_sample,
-)
+from analysis.figures import forecast_figure, matrix_figure, paradox_figure, relevance_figure
+from analysis.plots import curves, curves_figure, sample_figure, words_of_sample
 from dpa.errors import InputError
 from dpa.methods import CAL
 from tests.test_relevance import table as token_table

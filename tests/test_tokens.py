@@ -21,20 +21,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from analysis import tokens as tokens_module
-from analysis.tokens import (
-    BLUE,
-    INK,
-    MUTED,
-    ORANGE,
-    PURPLE,
-    WHITE,
-    contrast,
-    luminance,
-    main,
-    mixture,
-    token_view,
-)
+from analysis.token_html import BLUE, INK, MUTED, ORANGE, PURPLE, WHITE, mixture
+from analysis.token_page import STYLE
+from analysis.tokens import main, token_view
 from dpa.errors import InputError
 from tests.conftest import ROOT
 
@@ -182,7 +171,7 @@ def test_nothing_in_a_caption_acts(tmp_path):
     }
     assert all(value.startswith("data:") for name, value in page.attributes if name in ("src", "href"))
     held = "".join(value for name, value in page.attributes if name in ("style", "src", "href", "content"))
-    assert "url(" not in tokens_module.STYLE + held and "@import" not in tokens_module.STYLE
+    assert "url(" not in STYLE + held and "@import" not in STYLE
     raw = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "http" not in raw.replace("http-equiv", "") and "<script" not in raw
     assert not re.search("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u200b\ufeff\u2028\ufffe]", raw)
@@ -196,7 +185,7 @@ def test_a_lone_surrogate_is_shown_and_saved(tmp_path):
 
 def test_rules_of_style_reach_no_other_element():
     """Views share a page with a notebook: every selector begins at our own box, no element has an id."""
-    style = re.sub(r"@(media|supports) [^{]*\{", "", tokens_module.STYLE)
+    style = re.sub(r"@(media|supports) [^{]*\{", "", STYLE)
     selectors = re.findall(r"([^{}]+)\{", style)
     assert len(selectors) > 20
     for selector in ",".join(selectors).split(","):
@@ -337,13 +326,26 @@ def test_ends_of_turns_stand_behind_their_turn_and_unscored_text_is_told():
 # ---- colours
 
 
+def contrast(one: str, other: str) -> float:
+    """Contrast ratio of two colours #rrggbb as WCAG 2 defines it, 1 to 21; text is to have 4.5 at least."""
+    light, dark = sorted((luminance(one), luminance(other)), reverse=True)
+    return (light + 0.05) / (dark + 0.05)
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance of a colour #rrggbb (WCAG 2), 0 to 1."""
+    channels = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+    linear = (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels)
+    return sum(share * value for share, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
 def test_text_keeps_its_contrast_on_every_background():
     assert contrast("#000000", "#ffffff") == pytest.approx(21) and contrast("#fff000", "#fff000") == 1
     assert contrast("#767676", WHITE) == pytest.approx(4.54, abs=0.01)  # the grey that just passes, as is well known
     for end in (BLUE, ORANGE, PURPLE):
         assert all(contrast(INK, mixture(end, share)) >= 4.5 for share in np.linspace(0, 1, 101))
     assert contrast(MUTED, WHITE) >= 4.5
-    for name in re.findall(r"[^-]color: (#[0-9a-f]+)", tokens_module.STYLE):
+    for name in re.findall(r"[^-]color: (#[0-9a-f]+)", STYLE):
         assert contrast(name, WHITE) >= 4.5
 
 
@@ -685,6 +687,23 @@ def test_numbers_are_cut_at_no_edge_and_move_nothing(browser, tmp_path, width, a
         "return [...document.querySelectorAll('.dpa-ink')].map(e => e.getBoundingClientRect().toJSON())"
     )
     assert after == before
+
+
+def test_numbers_of_many_bytes_stay_in_the_box(browser, tmp_path):
+    """A character of four tokens under two models has twelve lines of numbers, below a text and a legend of few."""
+    from selenium.webdriver.common.by import By
+
+    frames = [table("🙂", [(0, 1)] * 4, seed=seed) for seed in (0, 1)]
+    fragment = token_view(frames[1], "🙂", other=frames[0]).fragment
+    (tmp_path / "page.html").write_text(f'<meta charset="utf-8"><div id="cell" style="overflow: auto">{fragment}</div>')
+    browser.set_window_size(900, 1000)
+    browser.get((tmp_path / "page.html").as_uri())
+    pointed_at(browser, browser.find_element(By.CLASS_NAME, "dpa-token"))
+    (tip,) = seen_tips(browser)
+    assert tip.rect["height"] > 12 * 15
+    assert (
+        browser.execute_script("let c = document.getElementById('cell'); return c.scrollHeight - c.clientHeight") == 0
+    )
 
 
 def test_a_hostile_caption_in_a_browser(browser, tmp_path):

@@ -1,7 +1,6 @@
 """Loss of words before and after training: the first token's, joined word by word, with answers known by hand."""
 
 import json
-import re
 import sys
 from itertools import pairwise
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from hypothesis import strategies as st
 
 from analysis import words
 from analysis.intervals import ratio_interval
+from analysis.labels import label_words
 from analysis.lexicon import words_of
 from dpa.errors import InputError
 
@@ -95,7 +95,7 @@ def test_captions_without_a_word(text):
 def test_no_samples():
     found = losses_of([], [])
     assert len(found) == 0 and words.word_changes(found, found).empty
-    assert words.class_changes(found, found, words.label_words(found)).empty
+    assert words.class_changes(found, found, label_words(found)).empty
 
 
 def slow_losses(text, spans, losses):
@@ -164,6 +164,7 @@ def test_changes_known_by_hand():
     np.testing.assert_allclose(found["change_percent"], [-50, 0])
     np.testing.assert_allclose(found["relevance"], [0.2, 0.02])
     pd.testing.assert_frame_equal(words.word_changes(BEFORE, AFTER[::-1], min_count=2), found)
+    assert label_words(found)["label"].tolist() == ["visual", "style"]
 
 
 def test_rare_words_and_words_without_a_loss_are_counted():
@@ -187,7 +188,7 @@ def test_rare_words_and_words_without_a_loss_are_counted():
     ],
 )
 def test_records_whose_words_differ_are_named(after, record):
-    for call in (words.word_changes, lambda a, b: words.class_changes(a, b, words.label_words(a))):
+    for call in (words.word_changes, lambda a, b: words.class_changes(a, b, label_words(a))):
         with pytest.raises(InputError, match=f"{record}: its words before and after training differ") as error:
             call(BEFORE, after)
         assert "\n" not in str(error.value)
@@ -198,164 +199,11 @@ def test_a_word_twice_is_named():
         words.word_changes(BEFORE, pd.concat([AFTER, AFTER[3:4]]))
 
 
-# labels ----------------------------------------------------------------------------------------------------------------
-
-
-def test_labels_by_the_lexicon_and_by_relevance():
-    assert words.label_words(BEFORE)["label"].tolist() == ["visual", "visual", "style", "visual", "style"]
-    assert words.label_words(words.word_changes(BEFORE, AFTER, min_count=2))["label"].tolist() == ["visual", "style"]
-    by_mean = words.label_words(AFTER, by="relevance", threshold=0.2 - 1e-9)
-    assert by_mean["label"].tolist() == ["visual", "visual", "style", "visual", "style"]  # dog: 0.3, 0.2, 0.1
-    assert set(words.label_words(AFTER, by="relevance", threshold=0.21)["label"]) == {"style"}
-    assert set(words.label_words(BEFORE.assign(relevance=0.05), by="relevance")["label"]) == {
-        "visual"
-    }  # at the threshold
-    other = words.label_words(BEFORE, by="relevance", relevance=AFTER.assign(relevance=[0.0, 0.0, 1.0, 0.0, 1.0]))
-    assert other["label"].tolist() == ["style", "style", "visual", "style", "visual"]
-    with pytest.raises(InputError, match="the word 'a' has no relevance"):
-        words.label_words(BEFORE, by="relevance", relevance=AFTER[:1])
-    with pytest.raises(ValueError, match="unknown labels 'guess'"):
-        words.label_words(BEFORE, by="guess")
-
-
-def test_labels_by_a_file(tmp_path):
-    file = tmp_path / "labels.json"
-    for content in (
-        '{"Dog": "style"}',
-        '{"style": ["DOG", "dog"], "visual": ["cat"]}',
-        '\ufeff{"dog": "style", "dog": "style"}',
-    ):
-        file.write_text(content, encoding="utf-8")
-        labelled = words.label_words(BEFORE, by="json", file=file)
-        assert labelled["label"].tolist() == ["style", "style", "other", "style", "other"]
-    file.write_text('{"visual": "style", "style": "visual", "other": "other"}')  # words that are called as labels are
-    assert words.read_labels(file) == {"visual": "style", "style": "visual", "other": "other"}
-    with pytest.raises(ValueError, match="need a file"):
-        words.label_words(BEFORE, by="json")
-
-
-HOSTILE = {
-    "": "is no JSON",
-    "{": "is no JSON",
-    '{"a": "visual"': "is no JSON",
-    "[" * 100_000: "is no JSON",
-    '"visual"': "is no JSON object",
-    "17": "is no JSON object",
-    "null": "is no JSON object",
-    '["dog"]': "is no JSON object",
-    '[["dog", "visual"]]': "is no JSON object",
-    '[{"dog": "visual"}]': "is no JSON object",
-    "{}": "labels no word",
-    "[]": "labels no word",
-    '{"dog": "nice"}': "entry 'dog': 'nice' is no label",
-    '{"dog": "Visual"}': "entry 'dog': 'Visual' is no label",
-    '{"dog": 1}': "entry 'dog': neither",
-    '{"dog": null}': "entry 'dog': neither",
-    '{"dog": NaN}': "entry 'dog': neither",
-    '{"visual": ["dog"], "cat": "visual"}': "entry 'visual': neither",
-    '{"nice": ["dog"]}': "entry 'nice': no label",
-    '{"visual": []}': "entry 'visual': lists no word",
-    '{"visual": [1]}': "entry 1 under visual: not a single word",
-    '{"visual": [["dog"]]}': r"entry \['dog'\] under visual: not a single word",
-    '{"visual": {"dog": 1}}': r"entry \('dog', 1\) under visual: not a single word",
-    '{"visual": ["fire truck"]}': "entry 'fire truck' under visual: not a single word",
-    '{" dog": "visual"}': "entry ' dog' under visual: not a single word",
-    '{"": "visual"}': "entry '' under visual: not a single word",
-    '{"do\\u0000g": "visual"}': r"entry 'do\\x00g' under visual: not a single word",
-    '{"\\ud800": "visual"}': r"entry '\\ud800' under visual: not a single word",
-    '{"a\\nb": "visual"}': r"entry 'a\\nb' under visual: not a single word",
-    '{"dog": "visual", "Dog": "style"}': "entry 'dog': labelled visual and style",
-    '{"dog": "visual", "dog": "style"}': "entry 'dog': labelled visual and style",
-    '{"visual": ["dog"], "style": ["dog"]}': "entry 'dog': labelled visual and style",
-    '{"visual": ["dog"], "visual": ["cat"], "other": ["cat"]}': "entry 'cat': labelled visual and other",
-}
-
-
-@pytest.mark.parametrize(("content", "message"), HOSTILE.items(), ids=[text[:40] for text in HOSTILE])
-def test_files_that_cannot_be_used_say_why(tmp_path, content, message):
-    file = tmp_path / "labels.json"
-    file.write_text(content, encoding="utf-8")
-    with pytest.raises(InputError, match=f"^{re.escape(str(file))}: {message}") as error:
-        words.read_labels(file)
-    assert "\n" not in str(error.value) and str(error.value).isprintable() and len(str(error.value)) < 400
-
-
-def test_files_that_cannot_be_read_say_why(tmp_path):
-    (tmp_path / "binary").write_bytes(b"\xff\xfe{\x00")
-    for name, message in (("absent", "cannot be read"), (".", "cannot be read"), ("binary", "is no JSON")):
-        with pytest.raises(InputError, match=message):
-            words.read_labels(tmp_path / name)
-
-
-# agreement -------------------------------------------------------------------------------------------------------------
-
-
-def two(pairs, counts=None):
-    frame = pd.DataFrame(pairs, columns=["one", "two"])
-    return frame.assign(word=[f"w{i}" for i in range(len(frame))], count=1 if counts is None else counts)
-
-
-def test_kappa_by_hand():
-    """20 both visual, 15 both style, 5 and 10 apart: agreement 0.7, by chance 0.5, so kappa 0.4; other words do not count."""
-    pairs = (
-        [("visual", "visual")] * 20 + [("visual", "style")] * 5 + [("style", "visual")] * 10 + [("style", "style")] * 15
-    )
-    found = words.agreement(two([*pairs, ("other", "visual"), ("style", "other")]))
-    (row,) = found.to_dict("records")
-    assert (row["first"], row["second"], row["words"], row["occurrences"], row["note"]) == ("one", "two", 50, 50, "")
-    assert row["agreement"] == pytest.approx(0.7) and row["kappa"] == pytest.approx(0.4)
-    assert row["agreement_by_occurrence"] == pytest.approx(0.7) and row["kappa_by_occurrence"] == pytest.approx(0.4)
-
-
-def test_occurrences_weigh():
-    """Four words as often as the cells of the table above: the same by occurrence, chance level by type."""
-    cells = [("visual", "visual"), ("visual", "style"), ("style", "visual"), ("style", "style")]
-    (row,) = words.agreement(two(cells, [20, 5, 10, 15])).to_dict("records")
-    assert row["agreement"] == 0.5 and row["kappa"] == 0.0 and row["occurrences"] == 50
-    assert row["agreement_by_occurrence"] == pytest.approx(0.7) and row["kappa_by_occurrence"] == pytest.approx(0.4)
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.lists(st.tuples(*[st.sampled_from(("visual", "style"))] * 2), min_size=1, max_size=30), st.data())
-def test_kappa_as_another_package_has_it(pairs, data):
-    agreement = pytest.importorskip("nltk.metrics.agreement")
-    counts = data.draw(st.lists(st.integers(1, 4), min_size=len(pairs), max_size=len(pairs)))
-    (row,) = words.agreement(two(pairs, counts)).to_dict("records")
-    for ending, repeated in (
-        ("", pairs),
-        ("_by_occurrence", [p for p, n in zip(pairs, counts, strict=True) for _ in range(n)]),
-    ):
-        task = agreement.AnnotationTask([(who, i, pair[who]) for i, pair in enumerate(repeated) for who in (0, 1)])
-        assert row["agreement" + ending] == pytest.approx(task.avg_Ao())
-        if len({kind for pair in repeated for kind in pair}) == 2:
-            assert row["kappa" + ending] == pytest.approx(task.kappa(), abs=1e-9)
-        else:
-            assert row["kappa" + ending] == words.UNDEFINED
-
-
-def test_what_is_not_defined_is_said_in_words():
-    always = words.agreement(two([("visual", "visual")] * 3))
-    assert always["agreement"].tolist() == [1.0] and always["kappa"].tolist() == ["undefined"]
-    assert always["note"].tolist() == ["kappa undefined: one labels every word visual, two labels every word visual"]
-    for labels in (two([("other", "visual")]), two([])):
-        none = words.agreement(labels)
-        assert none[["words", "agreement", "kappa"]].to_numpy().tolist() == [[0, "undefined", "undefined"]]
-        assert none["note"].tolist() == ["no word is visual or style in both"]
-    opposite = words.agreement(two([("visual", "style")] * 3))
-    assert opposite["agreement"].tolist() == [0.0] and opposite["kappa"].tolist() == [0.0]
-    constant = words.agreement(two([("visual", "style"), ("style", "style")]))
-    assert constant["kappa"].tolist() == [0.0] and constant["note"].tolist() == ["kappa 0: two labels every word style"]
-    three = words.agreement(two([("visual", "style")]).assign(three="visual"))
-    assert three[["first", "second"]].to_numpy().tolist() == [["one", "two"], ["one", "three"], ["two", "three"]]
-    assert not pd.concat([always, none, three]).isna().any().any()
-    assert words.agreement(two([("visual", "style")]).drop(columns="two")).empty
-
-
 # class_changes ---------------------------------------------------------------------------------------------------------
 
 
 def test_classes_known_by_hand():
-    found = words.class_changes(BEFORE, AFTER, words.label_words(BEFORE)).set_index("class")
+    found = words.class_changes(BEFORE, AFTER, label_words(BEFORE)).set_index("class")
     assert found.index.tolist() == ["visual", "style", "all"]
     assert found[["words", "occurrences", "documents"]].to_numpy().tolist() == [[1, 3, 2], [1, 2, 2], [2, 5, 2]]
     np.testing.assert_allclose(found["loss_before"], [4, 2, 16 / 5])
@@ -364,7 +212,7 @@ def test_classes_known_by_hand():
     np.testing.assert_allclose(found["change_percent"], [-50, 0, -100 * 6 / 16])
     measured = ("loss_before", "loss_after", "change_nats", "change_percent")
     assert all((found[f"{c}_low"] <= found[c]).all() and (found[c] <= found[f"{c}_high"]).all() for c in measured)
-    left_out = words.class_changes(BEFORE, AFTER, words.label_words(BEFORE)).attrs["left_out"]
+    left_out = words.class_changes(BEFORE, AFTER, label_words(BEFORE)).attrs["left_out"]
     assert left_out == {"other": "no words"} and not found.isna().any().any()
 
 
@@ -379,9 +227,7 @@ def test_intervals_are_over_documents():
     before = table(rows)
     after = before.assign(loss=before["loss"] * rng.uniform(0.5, 1.2, len(before)))
     (row,) = (
-        words.class_changes(before, after, words.label_words(before), seed=3)
-        .query("`class` == 'visual'")
-        .to_dict("records")
+        words.class_changes(before, after, label_words(before), seed=3).query("`class` == 'visual'").to_dict("records")
     )
     own = before["word"] == "dog"
     old, new, number = (
@@ -401,28 +247,28 @@ def test_intervals_are_over_documents():
 
 
 def test_an_equal_change_everywhere_has_no_width():
-    found = words.class_changes(BEFORE, BEFORE.assign(loss=BEFORE["loss"] * 1.1), words.label_words(BEFORE))
+    found = words.class_changes(BEFORE, BEFORE.assign(loss=BEFORE["loss"] * 1.1), label_words(BEFORE))
     for end in ("", "_low", "_high"):
         np.testing.assert_allclose(found[f"change_percent{end}"], 10)
 
 
 def test_a_single_document_leaves_the_interval_open():
     one = BEFORE[BEFORE["record"] == "r0"]
-    found = words.class_changes(one, one.assign(loss=1.0), words.label_words(one))
+    found = words.class_changes(one, one.assign(loss=1.0), label_words(one))
     assert (found["change_percent_low"] == -np.inf).all() and (found["change_percent_high"] == np.inf).all()
     assert (found["loss_after_low"] == 0).all() and not found.isna().any().any()
 
 
 def test_a_class_without_a_loss_before_is_left_out_by_name():
     silent = BEFORE.assign(loss=BEFORE["loss"].where(BEFORE["word"] == "dog", 0.0))
-    found = words.class_changes(silent, AFTER, words.label_words(BEFORE))
+    found = words.class_changes(silent, AFTER, label_words(BEFORE))
     assert found["class"].tolist() == ["visual", "all"]
     assert found.attrs["left_out"]["style"] == "a loss of 0 before training, which has no percent"
 
 
 def test_a_word_without_a_label_is_named():
     with pytest.raises(InputError, match="the word 'a' has no label"):
-        words.class_changes(BEFORE, AFTER, words.label_words(BEFORE[:2]))
+        words.class_changes(BEFORE, AFTER, label_words(BEFORE[:2]))
 
 
 # the figure and the command --------------------------------------------------------------------------------------------
