@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, overload
 import numpy as np
 
 from dpa.errors import InputError
+from dpa.readers import HUB, source_hash
 
 if TYPE_CHECKING:
     from dpa.corpus import Corpus
+
+
+ENDINGS = (".json", ".jsonl", ".txt", ".parquet")
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,11 @@ class Captions(Sequence[str]):
         if isinstance(index, slice):
             return [self[place] for place in range(*index.indices(len(self)))]
         return self.corpus[int(self.chosen[index])].caption.strip()
+
+    @property
+    def source_hash(self) -> str:
+        """`dpa.readers.source_hash` of the source: by which tables of one set meet, whatever it is called."""
+        return source_hash(self.corpus.parts[0].source)
 
     def without(self, hashes: np.ndarray) -> Captions:
         """Those whose text is not among `hashes`. InputError when none is left."""
@@ -107,6 +116,12 @@ def read_captions(source: str | Path, *, name: str = "", cache: Path | None = No
 
 def read_all(sources: Sequence[str | Path], cache: Path | None = None) -> list[Captions]:
     """`read_captions` of each source, under names that differ: with the folder's where files are called alike."""
+    names = names_of(sources)
+    return [read_captions(source, name=name, cache=cache) for source, name in zip(sources, names, strict=True)]
+
+
+def names_of(sources: Sequence[str | Path]) -> list[str]:
+    """A name for each source, with its folder's where several are called alike. InputError for one given twice."""
     names = [source_name(source) for source in sources]
     names = [
         f"{Path(source).parent.name}/{name}" if names.count(name) > 1 else name
@@ -114,13 +129,16 @@ def read_all(sources: Sequence[str | Path], cache: Path | None = None) -> list[C
     ]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise InputError(f"{twice}: given twice; give each caption set once, or rename the file or its folder")
-    return [read_captions(source, name=name, cache=cache) for source, name in zip(sources, names, strict=True)]
+        raise InputError(f"{twice}: given twice; give each set once, or rename the file or its folder")
+    return names
 
 
 def source_name(source: str | Path) -> str:
-    """What a source is called in tables: the file's name without its ending, or the folder's; the records of a set that
-    are all in a file `records` or `captions` are called by their folder.
+    """What a source is called in tables: the file's name without its ending, the folder's, the hub's; the records of a set
+    that are all in a file `records` or `captions` are called by their folder.
     """
+    if str(source).startswith(HUB):
+        return str(source)
     path = Path(source)
-    return path.parent.name if path.stem in ("records", "captions") and path.parent.name else path.stem
+    name = path.stem if path.suffix in ENDINGS else path.name
+    return path.parent.name if name in ("records", "captions") and path.parent.name else name

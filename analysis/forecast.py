@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 Bridge = Literal["lora", "ngram"]
 SAMPLES = 500  # held-out captions of each set
 DRAWS = 2000
+KNOWN = 0.5  # share of words in the lexicon below which the command says so
 DIVERSITY_TOKENS = 5000  # of each set alike, since longer texts repeat more
 ASSUMPTIONS = (
     "Training is the plain recipe (no proxy, no weights): DPA removes much of what is ranked here.",
@@ -67,6 +69,8 @@ def visual_tokens(tokenizer, text: str, visual) -> tuple[np.ndarray, int, int]:
     """
     from analysis.lexicon import words_of
 
+    if not tokenizer.is_fast:
+        raise InputError(f"{tokenizer.name_or_path}: a slow tokenizer tells no offsets; give one with tokenizer.json")
     words = words_of(text)
     spans = [(start, end) for start, end in words if visual(text[start:end])]
     encoded = tokenizer(text + "\n", return_offsets_mapping=True)
@@ -132,7 +136,9 @@ def _bridged_by_ngrams(model, tokenizer, fitted: Captions, base, samples: int, s
     return [mixed(own.log_p.astype(np.float64), ngrams.log_p(own.ids), share) for own in base]
 
 
-def forecast_table(llm: str, llm_hash: str, found: dict[str, Nats], *, seed: int = 0) -> pd.DataFrame:
+def forecast_table(
+    llm: str, llm_hash: str, found: dict[str, Nats], *, hashes: dict[str, str] | None = None, seed: int = 0
+) -> pd.DataFrame:
     """A row for each caption set, best first: `visual_share` with its interval and `p_best`, and the columns beside it.
 
     visual_share: nats at visual words under the bridge over all nats under the base LLM. bits_per_byte_saved: base minus
@@ -157,6 +163,7 @@ def forecast_table(llm: str, llm_hash: str, found: dict[str, Nats], *, seed: int
             else ("visual_word_share", (0.0, 0.0, 0.0)),
         ):
             row |= dict(zip((column, f"{column}_low", f"{column}_high"), interval, strict=True))
+        row |= {"captions_hash": hashes.get(name, "") if hashes else ""}
         row |= {"tokens": own.tokens.mean(), "visual_words": own.visual_words.mean()}
         rows.append(row | {"distinct_pairs": distinct_pairs(own.ids)})
     shares = _draws(list(found.values()), seed)  # (R, sets)
@@ -171,8 +178,8 @@ def _draws(found: Sequence[Nats], seed: int) -> np.ndarray:
     for own in found:
         sums = np.stack([own.visual, own.base], 1)
         n = len(sums)
-        counts = rng.multinomial(n, np.full(n, 1 / n), size=DRAWS)
-        top, bottom = (counts @ sums).T
+        drawn = [sums[rng.integers(0, n, n)].sum(0) for _ in range(DRAWS)]
+        top, bottom = np.array(drawn).T
         columns.append(top / np.maximum(bottom, 1e-12))
     return np.stack(columns, 1)
 
@@ -216,11 +223,15 @@ def forecast(
     path = str(local_model(llm, "llm"))
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or ("bfloat16" if device.startswith("cuda") else "float32")
-    extra = ["--bf16", "true"] if dtype == "bfloat16" and device.startswith("cuda") else []
     digest = folder_hash(Path(path))
     proxies: dict[str, Path | None] = {part.name: None for part in captions}
     if bridge == "lora":
-        options: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "seed": seed, "extra": extra}
+        options: dict[str, Any] = {
+            "steps": steps,
+            "learning_rate": learning_rate,
+            "seed": seed,
+            "half": dtype == "bfloat16",
+        }
         proxies = {part.name: fit_proxy(llm, part, folder, **options) for part in captions}
     model = load_llm(path, dtype=getattr(torch, dtype)).to(device).eval()
     tokenizer = load_tokenizer(path)
@@ -238,7 +249,21 @@ def forecast(
         )
         for part in captions
     }
-    return forecast_table(llm, digest, found, seed=seed)
+    for part in captions if visual is None else ():
+        if (known := _known_share(list(part.part(samples, seed=seed)))) < KNOWN:
+            print(
+                f"note: {part.name}: the lexicon knows {known:.0%} of its words (it is English), so its visual share says little; give your own words with --visual",
+                file=sys.stderr,
+            )
+    return forecast_table(llm, digest, found, hashes={part.name: part.source_hash for part in captions}, seed=seed)
+
+
+def _known_share(texts: Sequence[str]) -> float:
+    """Share of the words of some texts that the lexicon labels; 0 where there is no word."""
+    from analysis.lexicon import label, words_of
+
+    labels = [label(text[start:end]) != "other" for text in texts for start, end in words_of(text)]
+    return float(np.mean(labels)) if labels else 0.0
 
 
 @command
@@ -297,12 +322,16 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"  - {assumption}")
     if options.out:
         from analysis.figures import forecast_figure
-        from dpa.readers import source_hash
 
         write_table(table, options.out, "forecast")
         write_figure(forecast_figure(table), options.out, "forecast")
-        hashes = {part.name: source_hash(part.corpus.parts[0].source) for part in captions}
-        write_manifest(options.out, captions=hashes, seed=options.seed, bridge=options.bridge, assumptions=ASSUMPTIONS)
+        write_manifest(
+            options.out,
+            captions={part.name: part.source_hash for part in captions},
+            seed=options.seed,
+            bridge=options.bridge,
+            assumptions=ASSUMPTIONS,
+        )
         print(f"\ntable and picture: {options.out}")
     return 0
 

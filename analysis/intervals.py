@@ -14,6 +14,8 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+FEW = 4  # documents below which draws say too little: Student's t, wide as it is
+PERMUTATIONS = 9999
 ROOM = 4_000_000  # draws held at a time
 SHARE = (0.0, 1.0)  # bounds of a share
 
@@ -67,6 +69,9 @@ def _contrast(ratios, coefficients, bounds: tuple[float, float], seed: int) -> I
         return Interval(value, *(float(bound) for bound in bounds))
     if error <= 1e-12 * max(1.0, abs(value)):
         return Interval(value, value, value)
+    if n < FEW:
+        reach = stats.t.ppf(0.5 + LEVEL / 2, n - 1) * error
+        return Interval(value, *(float(bound) for bound in np.clip([value - reach, value + reach], *bounds)))
     moments = np.concatenate([columns, columns[places[0]] * columns[places[1]]]).T  # (N, 2K + K (2K + 1))
     rng, drawn = np.random.default_rng(seed), []
     for first in range(0, RESAMPLES, step := max(1, ROOM // n)):
@@ -76,6 +81,7 @@ def _contrast(ratios, coefficients, bounds: tuple[float, float], seed: int) -> I
     sums, products = np.split(np.concatenate(drawn), [len(columns)], axis=1)
     usable = (sums[:, 1::2] > 0).all(1)
     values, errors = _estimate(sums[usable], products[usable], weight, n)
+    errors[errors <= 1e-6 * error] = 0.0  # rounding: documents of one ratio were drawn
     with np.errstate(divide="ignore", invalid="ignore"):
         scaled = np.nan_to_num((values - value) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
     tail = (1 - LEVEL) / 2
@@ -101,30 +107,41 @@ def _estimate(sums, products, weight, n: int):
     return ratio @ weight, np.sqrt(np.maximum(squares, 0.0) * n / max(n - 1, 1))
 
 
-def rank_correlation(x, y) -> tuple[Interval, float]:
+def rank_correlation(x, y, groups=None) -> tuple[Interval, float]:
     """(Spearman's rank correlation with its interval, two-sided p by permutation) of two columns [N], N >= 4.
 
+    groups [N]: correlate what is left within groups when each one's mean is taken off, of groups of two rows or more; p
+    then exchanges rows within groups alone, and each group but the first costs a row.
     Interval: Fisher's z with the variance of Bonett and Wright (2000). ValueError for fewer rows or a constant column,
     which has no ranks.
     """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    if len(x) < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
+    codes = np.zeros(len(x), int) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    kept = np.bincount(codes, minlength=1)[codes] > 1 if groups is not None else np.ones(len(x), bool)
+    x, y, codes = x[kept], y[kept], codes[kept]
+    n = len(x) - (len(np.unique(codes)) - 1 if groups is not None else 0)
+    if groups is not None:
+        x, y = (_centred(column, codes) for column in (x, y))
+    if n < 4 or np.ptp(x) == 0 or np.ptp(y) == 0:
         raise ValueError("a rank correlation needs four rows or more, and two columns that vary")
     rho = float(stats.spearmanr(x, y).statistic)
-    ranks = [stats.rankdata(column) for column in (x, y)]
-    first, second = ((column - column.mean()) / column.std() for column in ranks)
-    test = stats.permutation_test(
-        (first,),
-        lambda a, axis: (a * second).mean(axis=axis),  # Pearson's correlation of ranks
-        permutation_type="pairings",
-        vectorized=True,
-        n_resamples=9999,
-        rng=0,
-    )
-    n = len(x)
+    second = stats.rankdata(y)
+    rng, draws = np.random.default_rng(0), np.tile(x, (PERMUTATIONS, 1))
+    for code in np.unique(codes):
+        own = codes == code
+        draws[:, own] = rng.permuted(draws[:, own], axis=1)
+    first = stats.rankdata(draws, axis=1)
+    first -= first.mean(1, keepdims=True)
+    second -= second.mean()
+    found = first @ second / np.sqrt((first * first).sum(1) * (second @ second))
+    p = (1 + (np.abs(found) >= abs(rho) - 1e-12).sum()) / (1 + PERMUTATIONS)
     nearest = 1 - 12 / (n * (n * n - 1))  # two neighbours exchanged: perfect order has no z of its own
     inner = float(np.clip(rho, -nearest, nearest))
     reach = stats.norm.ppf(0.5 + LEVEL / 2) * np.sqrt((1 + inner * inner / 2) / (n - 3))
     low, high = np.tanh(np.arctanh(inner) + np.array([-reach, reach]))
-    low, high = min(low, rho), max(high, rho)
-    return Interval(rho, float(low), float(high)), float(test.pvalue)
+    return Interval(rho, float(min(low, rho)), float(max(high, rho))), float(p)
+
+
+def _centred(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
+    means = np.bincount(codes, values) / np.maximum(np.bincount(codes), 1)
+    return (values - means[codes]).round(9)  # equal values stay equal

@@ -22,8 +22,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,12 +33,13 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
+from analysis.captions import source_name
 from dpa import model as models
 from dpa import processing
 from dpa.blind import LabelScores
 from dpa.data import Collator, Samples, messages_of, rendered
 from dpa.errors import InputError, first_line
-from dpa.lineage import folder_hash, is_complete, local_model, read_lineage, write_json
+from dpa.lineage import file_hash, folder_hash, is_complete, local_model, read_lineage, write_json
 from dpa.loss import IGNORE, weigh
 from dpa.methods import CMO, Weighting
 from dpa.readers import IMAGE_MARK, Record, View, problem_for
@@ -46,8 +49,12 @@ if TYPE_CHECKING:
 
 START = "@start"
 MAX_LENGTH = 8192  # tokens, as in the paper's stage 2
-BLOCK = 256  # samples of a part file, and the most that a killed run does again
+BLOCK = 64  # samples of a part file, whose pictures are in memory together, and the most that a killed run does again
 BUDGET = {"cpu": 4096, "cuda": 65_536}  # places of a batch, pictures included
+CODE = (
+    "analysis/pairs.py",
+    *(f"dpa/{name}.py" for name in ("blind", "data", "loss", "packing", "scores", "weighting")),
+)
 TOKENS = ("record", "id", "corpus", "place", "token_id", "token", "start", "end")
 SCORES = ("log_p_seen", "log_p_blind", "logit_seen", "logit_blind", "relevance", "weight")
 SAMPLES = ("record", "id", "corpus", "text", "image")
@@ -64,16 +71,20 @@ class Checkpoint:
     max_length: int = MAX_LENGTH
 
 
-def open_checkpoint(name: str, *, device: str | None = None) -> Checkpoint:
-    """The model of a folder, DIR or DIR@start (see above). InputError when there is none, or its parts are gone."""
+def open_checkpoint(name: str, *, device: str | None = None, dtype: str | None = None) -> Checkpoint:
+    """The model of a folder, DIR or DIR@start (see above). InputError when there is none, or its parts are gone.
+
+    device, dtype: None for a GPU in bfloat16 where there is one, else the CPU in float32.
+    """
     path, at_start = Path(name.removesuffix(START)), name.endswith(START)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    kind: torch.dtype = getattr(torch, dtype or ("bfloat16" if device.startswith("cuda") else "float32"))
     if is_complete(path):
         lineage = read_lineage(path)
         if lineage.get("stage") == "proxy":
             raise InputError(f"{path}: a proxy sees no pictures; give a stage 2 or 3, or use analysis.perplexity")
         if lineage.get("stage") == "connector" or at_start:
-            model, processor = _composed(path, lineage, at_start)
+            model, processor = _composed(path, lineage, at_start, kind)
             length = lineage["settings"].get("max_length", MAX_LENGTH)
             return Checkpoint(name, model.to(device).eval(), processor, _digest(path, lineage, at_start), length)
     elif at_start:
@@ -84,7 +95,7 @@ def open_checkpoint(name: str, *, device: str | None = None) -> Checkpoint:
 
     try:
         folder = local_model(str(path))
-        model = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto").to(device).eval()
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=kind).to(device).eval()
         processor = AutoProcessor.from_pretrained(folder)
     except (OSError, ValueError) as error:
         raise InputError(
@@ -95,16 +106,20 @@ def open_checkpoint(name: str, *, device: str | None = None) -> Checkpoint:
     return Checkpoint(name, model, processor, folder_hash(folder))
 
 
-def _composed(path: Path, lineage: dict, at_start: bool) -> tuple[Any, Any]:
+def _composed(path: Path, lineage: dict, at_start: bool, dtype: torch.dtype) -> tuple[Any, Any]:
     """LLM, tower and connector of a stage, put together as training does it; (model, processor)."""
     names, settings = lineage["names"], lineage["settings"]
     llm, tower = str(local_model(names["llm"])), str(local_model(names["vision_tower"], "tower"))
     instruct = lineage["stage"] == "instruct"
     on_proxy = "proxy" in lineage.get("parents", {}) and (not instruct or settings.get("llm") == "proxy")
     parts = {part: _parent(path, names, part) for part in ("proxy",) * on_proxy + ("connector",) * instruct}
-    options = {"attention": (lineage.get("attention") or {}).get("llm")}
+    attention = (lineage.get("attention") or {}).get("llm")  # of flash attention the scores are sdpa's, to rounding
+    options: dict[str, Any] = {"attention": "sdpa" if "flash" in (attention or "") else attention, "dtype": dtype}
     model = models.load_proxy(llm, parts["proxy"], **options) if on_proxy else models.load_llm(llm, **options)
-    tokenizer, vision = processing.load_tokenizer(llm, settings.get("chat_template")), models.load_tower(tower)
+    tokenizer, vision = (
+        processing.load_tokenizer(llm, settings.get("chat_template")),
+        models.load_tower(tower, dtype=dtype),
+    )
     anyres = settings.get("anyres", False)
     scale = settings.get("image_scale", "unit")
     whole = models.compose(model, vision, tokenizer, seed=lineage["seed"], anyres=anyres, image_scale=scale)
@@ -125,7 +140,7 @@ def _parent(path: Path, names: dict, stage: str) -> Path:
 
 def _digest(path: Path, lineage: dict, at_start: bool) -> str:
     own = {"weights": None if at_start else lineage.get("weights"), "parents": lineage.get("parents")}
-    own |= {part: lineage.get(part) for part in ("llm", "vision_tower", "seed", "stage")}
+    own |= {part: lineage.get(part) for part in ("llm", "vision_tower", "seed", "stage", "settings")}
     return hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()
 
 
@@ -136,7 +151,6 @@ def samples_of(
 
     view: `pair` (picture, caption, newline, as in stage 2) or `chat` (answers in the LLM's chat template, as in stage 3).
     """
-    import sys
 
     from dpa.corpus import open_corpus
 
@@ -151,15 +165,31 @@ def samples_of(
 
 
 def score_samples(
-    checkpoint: Checkpoint, samples: Samples, indices: Sequence[int], weighting: Weighting = CMO
+    checkpoint: Checkpoint,
+    samples: Samples,
+    indices: Sequence[int],
+    weighting: Weighting = CMO,
+    *,
+    bad: list[str] | None = None,
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """(token table, sample table) of some samples, in the order of `indices`; rule none: relevance as cmo, equal weights.
 
-    InputError for a sample without a label within its length, a picture that is broken, or a tokenizer without offsets.
+    bad: where given, samples that cannot be used (no label within their length, a broken picture) are told there and left
+    out; None: the first is an InputError. InputError for a tokenizer without offsets.
     """
     import pandas as pd
 
-    items = [_item(samples, index) for index in indices]
+    if not samples.tokenizer.is_fast:
+        name = samples.tokenizer.name_or_path
+        raise InputError(f"{name}: a slow tokenizer tells no offsets; give one with tokenizer.json")
+    items = []
+    for index in indices:
+        try:
+            items.append(_item(samples, index))
+        except InputError as error:
+            if bad is None:
+                raise
+            bad.append(str(error))
     rows: dict[int, pd.DataFrame] = {}
     for batch in _batches([len(item.ids) for item in items], checkpoint.model.device.type):
         for number, frame in zip(
@@ -174,7 +204,7 @@ def score_samples(
 
 @dataclass(frozen=True)
 class _Item:
-    index: int
+    sample: dict[str, torch.Tensor]
     ids: list[int]
     labels: list[int]
     spans: list[tuple[int, int]]  # of each label token that something predicts
@@ -182,25 +212,23 @@ class _Item:
 
 
 def _item(samples: Samples, index: int) -> _Item:
-    record = samples.records[index]
-    ids, labels = samples.tokens(index)
-    text, spans = _spans(samples, index)
+    record, sample = samples.records[index], samples[index]
+    ids, labels = sample["input_ids"].tolist(), sample["labels"].tolist()
+    size = tuple(sample["image_sizes"].tolist()[::-1]) if "image_sizes" in sample else None
+    text, spans = _spans(samples, index, size)
     if len(spans) < len(ids):
         raise RuntimeError(f"{record.where}: {len(spans)} spans for {len(ids)} tokens")
     own = [spans[place] for place in range(1, len(ids)) if labels[place] != IGNORE]
     image = str(record.images / record.image) if record.image is not None else ""
-    source = record.where.split(" record ")[0].split(" line ")[0].split(" row ")[0]
-    from analysis.captions import source_name
+    parts = getattr(samples.records, "parts", None)
+    corpus = source_name(parts[0].source) if parts else record.where
+    about = {"record": record.where, "id": record.id, "corpus": corpus, "text": text, "image": image}
+    return _Item(sample, ids, labels, own, about)
 
-    about = {"record": record.where, "id": record.id, "corpus": source_name(source), "text": text, "image": image}
-    return _Item(index, ids, labels, own, about)
 
-
-def _spans(samples: Samples, index: int) -> tuple[str, list[tuple[int, int]]]:
-    """(text, span of each token in it, uncut); an image token has an empty one."""
+def _spans(samples: Samples, index: int, size: tuple[int, ...] | None) -> tuple[str, list[tuple[int, int]]]:
+    """(text, span of each token in it, uncut); an image token has an empty one. size: of its picture, where tiles count."""
     record, tokenizer = samples.records[index], samples.tokenizer
-    if not tokenizer.is_fast:
-        raise InputError(f"{tokenizer.name_or_path}: a slow tokenizer tells no offsets; give one with tokenizer.json")
     if samples.view == "chat":
         messages = messages_of(record, samples.processor.image_token)
         text, shift = rendered(messages, tokenizer, record.where), 0
@@ -213,7 +241,7 @@ def _spans(samples: Samples, index: int) -> tuple[str, list[tuple[int, int]]]:
     image = samples.image_token_id
     if image in encoded.input_ids:
         place = encoded.input_ids.index(image)
-        number = len(samples.encode(record).ids) - len(encoded.input_ids) + 1
+        number = samples.num_image_tokens((size[0], size[1]) if size else None)
         spans = spans[:place] + [(0, 0)] * number + spans[place + 1 :]
     if samples.view != "chat":  # the newline that ends a caption is no part of it
         end = len(text) - 1
@@ -240,7 +268,7 @@ def _scored(
 
     model, tokenizer = checkpoint.model, samples.tokenizer
     collate = Collator(tokenizer.pad_token_id or 0)
-    batch = {name: tensor.to(model.device) for name, tensor in collate([samples[item.index] for item in items]).items()}
+    batch = {name: tensor.to(model.device) for name, tensor in collate([item.sample for item in items]).items()}
     if "pixel_values" in batch:
         batch["pixel_values"] = batch["pixel_values"].to(model.dtype)
     with torch.no_grad():
@@ -274,11 +302,14 @@ def score_to_disk(
     key: dict[str, Any],
 ) -> list[Path]:
     """The token table of many samples as parquet parts of `BLOCK` samples each, with the sample table's beside them
-    (`samples-...`); memory holds one part. A run that was killed goes on with the first part that is not there.
+    (`samples-...`) and the samples that could not be used (`left_out-...json`); memory holds one part. A run that was
+    killed goes on with the first part that is not there.
 
-    key: what made the numbers; InputError when the folder holds another key's.
+    key: what made the numbers, to which code, libraries, precision and the pictures' sizes and times are added;
+    InputError when the folder holds another key's.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    key = key | _circumstances(checkpoint, samples, indices)
     settings = folder / "settings.json"
     if settings.is_file():
         before = json.loads(settings.read_text(encoding="utf-8"))
@@ -296,12 +327,34 @@ def score_to_disk(
         parts.append(table)
         if table.is_file():
             continue
-        tokens, about = score_samples(checkpoint, samples, indices[first : first + BLOCK], weighting)
+        bad: list[str] = []
+        tokens, about = score_samples(checkpoint, samples, indices[first : first + BLOCK], weighting, bad=bad)
+        write_json(folder / f"left_out-{number:05d}.json", bad)
         for frame, path in ((about, folder / f"samples-{number:05d}.parquet"), (tokens, table)):  # the table last
             partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
             frame.to_parquet(partial, index=False)
             os.replace(partial, path)
     return parts
+
+
+def _circumstances(checkpoint: Checkpoint, samples: Samples, indices: Sequence[int]) -> dict[str, Any]:
+    """For a key: how a checkpoint computes, and which pictures it sees, by name, size and time."""
+    package = Path(__file__).parents[1]
+    code = "".join(file_hash(package / name) for name in CODE)
+    pictures = hashlib.sha256()
+    for index in indices:
+        record = samples.records[index]
+        path = record.images / record.image if record.image is not None else None
+        if path is not None and path.is_file():
+            status = path.stat()
+            pictures.update(f"{record.image} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return {
+        "code": hashlib.sha256(code.encode()).hexdigest(),
+        "libraries": [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")],
+        "precision": f"{checkpoint.model.dtype} on {checkpoint.model.device.type}",
+        "pictures": pictures.hexdigest(),
+        "block": BLOCK,
+    }
 
 
 def sample_of(checkpoint: Checkpoint, image: Path, caption: str) -> Samples:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 CELL = ["llm", "captions", "method"]
+KEY = ["llm_key", "captions_key"]
 CONFLICT, RICHNESS = "bits_per_byte_saved", "visual_words"
 WANTED: dict[str, Any] = {"benchmark": str, "value": (int, float), "llm": str, "captions": str, "method": str}
 
@@ -49,13 +50,27 @@ def read_records(files: Sequence[Path], mode: str = "seen") -> pd.DataFrame:
                     raise InputError(
                         f"{where}: {name!r} is {value!r}; give llm, captions, method, benchmark and value (0 to 100)"
                     )
-            known = {"llm_hash": str(row.get("llm_hash") or ""), "seed": int(row.get("seed") or 0)}
-            rows.append({name: row[name] for name in WANTED} | known)
+            known = {name: str(row.get(name) or "") for name in ("llm_hash", "captions_hash", "data_hash")}
+            rows.append({name: row[name] for name in WANTED} | known | {"seed": int(row.get("seed") or 0)})
     if not rows:
         raise InputError(f"{files[0]}: holds no record of a model whose LLM and captions are known; see benchmarks.run")
-    table = pd.DataFrame(rows)
-    table["captions"] = table["captions"].map(plain_name)
-    return table.drop_duplicates([*CELL, "seed", "benchmark"], keep="last").reset_index(drop=True)
+    table = _keyed(pd.DataFrame(rows))
+    asked = table.groupby("benchmark")["data_hash"].nunique()
+    if (asked > 1).any():
+        raise InputError(
+            f"{files[0]}: {asked[asked > 1].index[0]} was asked with other items in some records than in others; give records of one set of items"
+        )
+    return table.drop_duplicates([*KEY, "method", "seed", "benchmark"], keep="last").reset_index(drop=True)
+
+
+def _keyed(table: pd.DataFrame) -> pd.DataFrame:
+    """With what LLMs and captions are told apart by: `llm_key`, `captions_key`, their hashes where known, else their names."""
+    names = table["captions"].map(plain_name)
+    return table.assign(
+        captions=names,
+        llm_key=table["llm_hash"].where(table["llm_hash"] != "", table["llm"]),
+        captions_key=table["captions_hash"].where(table["captions_hash"] != "", names),
+    )
 
 
 def _rows(file: Path):
@@ -86,25 +101,34 @@ def read_conflicts(files: Sequence[Path]) -> pd.DataFrame:
     frames = []
     for file in files:
         try:
-            frame = pd.read_csv(file, keep_default_na=False)
+            texts = dict.fromkeys(("llm", "captions", "llm_hash", "captions_hash", "proxy"), str)
+            frame = pd.read_csv(file, dtype=texts, keep_default_na=False)
         except (OSError, ValueError) as error:
             raise InputError(f"{file}: not a readable CSV file ({str(error).splitlines()[0][:120]})") from None
         if missing := [name for name in ("llm", "captions", CONFLICT) if name not in frame.columns]:
             raise InputError(f"{file}: no column {missing[0]!r}; give forecast.csv or conflict.csv of this package")
         if "proxy" in frame.columns:  # a matrix: each corpus with the proxy that fits it best
             frame = frame.sort_values(CONFLICT).drop_duplicates(["llm", "captions"], keep="last")
-        frames.append(frame)
-    table = pd.concat(frames, ignore_index=True)
-    table["captions"] = table["captions"].map(plain_name)
-    if "llm_hash" not in table:
-        table["llm_hash"] = ""
-    return table.drop_duplicates(["llm", "llm_hash", "captions"], keep="last").reset_index(drop=True)
+        frames.append(frame.assign(**{name: "" for name in ("llm_hash", "captions_hash") if name not in frame.columns}))
+    common = [name for name in frames[0].columns if all(name in frame.columns for frame in frames)]
+    table = _keyed(pd.concat([frame[common] for frame in frames], ignore_index=True))
+    table = table.drop_duplicates(KEY, keep="last").reset_index(drop=True)
+    if (twice := table.duplicated(["llm", "captions"])).any():
+        row = table[twice].iloc[0]
+        raise InputError(
+            f"{files[0]}: two caption sets or LLMs are called {row['llm']} x {row['captions']}; rename one and measure it again"
+        )
+    return table
 
 
 def plain_name(captions: str) -> str:
-    """The name by which tables of caption sets meet: of lab/ornate, captions_ornate and ornate.json it is ornate."""
-    name = Path(captions).name if not captions.startswith("hub:") else captions
-    for ending in (".json", ".jsonl", ".txt", ".parquet"):
+    """The name by which tables of caption sets meet where no hash is known: of lab/ornate, captions_ornate and ornate.json
+    it is ornate. Mixtures (a + b), sets of the hub, and names with a folder keep theirs.
+    """
+    if captions.startswith("hub:") or " + " in captions:
+        return captions
+    name = captions.removeprefix("lab/")
+    for ending in (".jsonl", ".json", ".txt", ".parquet"):
         name = name.removesuffix(ending)
     return name.removeprefix("captions_")
 
@@ -126,27 +150,30 @@ def cells(conflicts: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     import pandas as pd
 
     benchmarks = sorted(records["benchmark"].unique())
-    wide = records.pivot(index=["llm", "llm_hash", "captions", "method", "seed"], columns="benchmark", values="value")
+    index = [*KEY, "llm", "captions", "method", "seed"]
+    first = records.groupby(KEY)[["llm", "captions"]].transform("first")  # one LLM may be named by two paths
+    wide = records.assign(**first).pivot(index=index, columns="benchmark", values="value")
     if wide.isna().to_numpy().any():
-        cell = dict(zip(wide.index.names, wide.index[wide.isna().any(axis=1)][0], strict=True))
+        cell = dict(zip(index, wide.index[wide.isna().any(axis=1)][0], strict=True))
         missing = wide.columns[wide.isna().any()][0]
         raise InputError(
             f"{cell['llm']} on {cell['captions']} by {cell['method']}: no record of {missing}; a mean over other benchmarks does not compare, ask it too"
         )
     wide["score"] = wide[benchmarks].mean(axis=1)
-    groups = wide.groupby(level=["llm", "llm_hash", "captions", "method"])
+    groups = wide.groupby(level=index[:-1])
     found = (
         groups.mean().assign(score_spread=groups["score"].std(ddof=1).fillna(0.0), seeds=groups.size()).reset_index()
     )
     rows = []
     for row in found.to_dict("records"):
-        same = conflicts["captions"] == row["captions"]
-        by_hash = (conflicts["llm_hash"] != "") & (conflicts["llm_hash"] == row["llm_hash"])
-        by_name = ((conflicts["llm_hash"] == "") | (row["llm_hash"] == "")) & (conflicts["llm"] == row["llm"])
-        if (hits := conflicts[same & (by_hash | by_name)]).empty:
+        hits = conflicts[_meets(conflicts, row, "llm") & _meets(conflicts, row, "captions")]
+        if hits.empty:
             continue
-        own = {name: value for name, value in hits.iloc[-1].to_dict().items() if name not in ("captions", "llm_hash")}
-        rows.append(row | own | {"llm": llm_name(own["llm"])})
+        own = {
+            k: v for k, v in hits.iloc[-1].to_dict().items() if k not in (*KEY, "captions", "llm_hash", "captions_hash")
+        }
+        kept = {k: v for k, v in row.items() if k not in KEY}
+        rows.append(kept | own | {"llm": llm_name(own["llm"])})
     if not rows:
         theirs, ours = (
             ", ".join(sorted({f"{a} x {b}" for a, b in zip(t["llm"], t["captions"], strict=True)})[:4])
@@ -158,8 +185,18 @@ def cells(conflicts: pd.DataFrame, records: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows).sort_values(["method", "llm", "captions"], kind="stable").reset_index(drop=True)
 
 
+def _meets(conflicts: pd.DataFrame, row: dict, part: str) -> pd.Series:
+    """Which rows of the conflicts are of a record's LLM or captions: by hash where both tell it, else by name."""
+    known = conflicts[f"{part}_hash"] != ""
+    by_key = known & (conflicts[f"{part}_key"] == row[f"{part}_key"])
+    told = row[f"{part}_key"] != row[part]  # the record's key is a hash
+    return by_key | ((~known if told else True) & (conflicts[part] == row[part]))
+
+
 def correlations(table: pd.DataFrame, x: str = CONFLICT) -> pd.DataFrame:
     """Spearman's correlation of `x` and score for each method, over all cells and within LLMs, with interval and p.
+
+    Cells of one LLM or corpus are not independent of each other; the interval takes those of other LLMs for independent.
 
     A method with too few cells, or without spread, has a row that says so in `note`, and correlation 0 in [-1, 1].
     """
@@ -167,11 +204,10 @@ def correlations(table: pd.DataFrame, x: str = CONFLICT) -> pd.DataFrame:
 
     rows = []
     for method, own in table.groupby("method", sort=False):
-        centred = own[[x, "score"]] - own.groupby("llm")[[x, "score"]].transform("mean")
-        for over, pair in (("all cells", own[[x, "score"]]), ("within LLMs", centred)):
-            row: dict[str, Any] = {"method": method, "over": over, "x": x, "cells": len(pair)}
+        for over, groups in (("all cells", None), ("within LLMs", own["llm"])):
+            row: dict[str, Any] = {"method": method, "over": over, "x": x, "cells": len(own)}
             try:
-                interval, p = rank_correlation(pair[x].round(12), pair["score"].round(9))
+                interval, p = rank_correlation(own[x].round(12), own["score"].round(9), groups)
                 row |= {"rho": interval.value, "rho_low": interval.low, "rho_high": interval.high, "p": p, "note": ""}
             except ValueError as error:
                 row |= {"rho": 0.0, "rho_low": -1.0, "rho_high": 1.0, "p": 1.0, "note": str(error)}
@@ -222,8 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--x", default=CONFLICT, help=f"column that scores are held against (default: {CONFLICT})")
     parser.add_argument(
         "--richness",
-        default=RICHNESS,
-        help=f"column that says how rich captions are (default: {RICHNESS}, else tokens)",
+        help=f"column that says how rich captions are (default: {RICHNESS}, else tokens a caption)",
     )
     parser.add_argument("--out", type=Path, help="also write tables, picture and manifest there")
     options = parser.parse_args(arguments)
@@ -245,9 +280,9 @@ def main(arguments: list[str] | None = None) -> int:
     columns = list(dict.fromkeys([*CELL, options.x, CONFLICT, "score", "score_spread", "seeds"]))
     print(shown(table[columns]))
     print(f"\nrank correlation of {options.x} and score (95 % interval, p by permutation):\n{shown(found)}")
-    richness = (
-        options.richness if options.richness in table else next((n for n in ("tokens", "texts") if n in table), None)
-    )
+    if options.richness is not None and options.richness not in numbers:
+        raise InputError(f"--richness {options.richness}: no such number among {', '.join(numbers)}")
+    richness = options.richness or next((name for name in (RICHNESS, "tokens") if name in numbers), None)
     gaps = pairs(table, richness) if richness else None
     if gaps is not None:
         print(f"\nrichness: {richness}")

@@ -21,11 +21,13 @@ from typing import Any
 import numpy as np
 
 from analysis.captions import Captions, read_all
-from analysis.intervals import ratio_interval
+from analysis.intervals import Interval, ratio_interval
 from analysis.proxies import LEARNING_RATE, STEPS, fit_proxies
 from dpa.errors import InputError, command
 
 BASE = "base"
+POSITIVE = (0.0, math.inf)
+ALONE = "one caption: no interval"
 CACHE = Path("runs/scores")
 
 
@@ -115,17 +117,17 @@ def perplexity_table(scores: Scores):
             nats, tokens, size = sums.T
             row: dict[str, Any] = {"llm": scores.llm, "captions": corpus, "model": name, "texts": len(texts), **about}
             row |= {"tokens": int(tokens.sum()), "bytes": int(size.sum())}
-            per_token = ratio_interval(nats, tokens)
+            per_token = _known(ratio_interval(nats, tokens, bounds=POSITIVE))
             row |= _cells("nats_per_token", per_token)
             row |= _cells("perplexity", [_exp(value) for value in per_token])
-            row |= _cells("bits_per_byte", ratio_interval(nats / math.log(2), size))
-            rows.append(row)
+            row |= _cells("bits_per_byte", _known(ratio_interval(nats / math.log(2), size, bounds=POSITIVE)))
+            rows.append(row | {"note": ALONE if len(texts) == 1 else ""})
     return pd.DataFrame(rows)
 
 
 def conflict_table(scores: Scores):
     """DataFrame, a row for each corpus and proxy: what the proxy saves, base minus proxy on the same captions, in bits per
-    byte and nats per token, and the ratio of perplexities, with paired 95 % intervals over documents.
+    byte and nats per token, and the ratio of perplexities, with paired 95 % intervals over documents; tokens: a caption's.
     """
     import pandas as pd
 
@@ -137,11 +139,12 @@ def conflict_table(scores: Scores):
                 continue
             saved = base - sums[:, 0]
             row: dict[str, Any] = {"llm": scores.llm, "llm_hash": scores.llm_hash, "captions": corpus, "proxy": name}
-            row |= {"texts": len(base)} | _cells("bits_per_byte_saved", ratio_interval(saved / math.log(2), size))
-            per_token = ratio_interval(saved, tokens)
+            row |= {"texts": len(base), "tokens": tokens.mean(), "captions_hash": scores.captions[corpus].source_hash}
+            row |= _cells("bits_per_byte_saved", _known(ratio_interval(saved / math.log(2), size)))
+            per_token = _known(ratio_interval(saved, tokens))
             row |= _cells("nats_per_token_saved", per_token)
             row |= _cells("perplexity_ratio", [_exp(value) for value in per_token])
-            rows.append(row)
+            rows.append(row | {"note": ALONE if len(base) == 1 else ""})
     return pd.DataFrame(rows)
 
 
@@ -149,6 +152,13 @@ def matrix(table):
     """DataFrame: bits per byte of each corpus (rows) under the base LLM and each proxy (columns), from `perplexity_table`."""
     wide = table.pivot(index="captions", columns="model", values="bits_per_byte")
     return wide.loc[list(dict.fromkeys(table["captions"])), list(dict.fromkeys(table["model"]))]
+
+
+def _known(interval: Interval) -> Interval:
+    """The interval; of a single document, whose spread is not known, its value in place of the bounds (`ALONE` says so)."""
+    if math.isfinite(interval.low) and math.isfinite(interval.high):
+        return interval
+    return Interval(interval.value, interval.value, interval.value)
 
 
 def _cells(name: str, interval) -> dict[str, float]:
@@ -217,8 +227,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="also write tables (CSV, JSON), pictures and the manifest there")
     options = parser.parse_args(arguments)
-    if options.samples is not None and options.samples < 1:
-        raise InputError(f"--samples should be a positive number, got {options.samples}")
+    for flag in ("samples", "steps"):
+        if getattr(options, flag) is not None and getattr(options, flag) < 1:
+            raise InputError(f"--{flag} should be a positive number, got {getattr(options, flag)}")
     from analysis.captions import read_captions
     from analysis.outputs import shown, write_figure, write_manifest, write_table
 
@@ -233,6 +244,7 @@ def main(arguments: list[str] | None = None) -> int:
             steps=options.steps,
             learning_rate=options.learning_rate,
             seed=options.seed,
+            half=options.dtype == "bfloat16",
         )
     known = None
     if options.trained_on:
@@ -259,6 +271,7 @@ def main(arguments: list[str] | None = None) -> int:
         )
     if options.out:
         from analysis.figures import matrix_figure
+        from dpa.stages import weights_hash
 
         write_table(table, options.out, "perplexity")
         if proxies:
@@ -268,16 +281,11 @@ def main(arguments: list[str] | None = None) -> int:
             options.out,
             seed=options.seed,
             llm=scores.llm_hash,
-            captions={name: _hash_of(part) for name, part in scores.captions.items()},
+            captions={name: part.source_hash for name, part in scores.captions.items()},
+            proxies={name: weights_hash(folder) for name, folder in proxies.items()},
         )
         print(f"\ntables and pictures: {options.out}")
     return 0
-
-
-def _hash_of(part: Captions) -> str:
-    from dpa.readers import source_hash
-
-    return source_hash(part.corpus.parts[0].source)
 
 
 if __name__ == "__main__":

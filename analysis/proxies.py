@@ -6,12 +6,11 @@ of the captions beside the base LLM (`analysis.ngram`).
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
-
-import numpy as np
 
 from analysis.captions import Captions
 from dpa.errors import InputError
@@ -45,11 +44,11 @@ def fit_proxy(
     steps: int = STEPS,
     learning_rate: float = LEARNING_RATE,
     seed: int = 0,
-    extra: Sequence[str] = (),
+    half: bool = False,
 ) -> Path:
-    """The folder of a proxy of `llm` fitted to the first side of `split`; one that is there is kept (in `folder`, by LLM).
+    """The folder of a proxy of `llm` fitted to the first side of `split`; kept in `folder`, by LLM, captions and settings.
 
-    extra: further TrainingArguments. InputError when training fails or what is there was made otherwise.
+    half: train in bfloat16. InputError when training fails.
     """
     from dpa import train
     from dpa.lineage import folder_hash, local_model
@@ -57,7 +56,9 @@ def fit_proxy(
     from dpa.stages import stage_folder
 
     fitted, _ = split(captions)
-    own = folder / folder_hash(local_model(llm))[:12] / captions.name.replace("/", "_")
+    made = repr((fitted.hashes.tobytes(), steps, learning_rate, seed, half)).encode()
+    name = f"{captions.name.replace('/', '_')}-{hashlib.sha256(made).hexdigest()[:8]}"
+    own = folder / folder_hash(local_model(llm))[:12] / name
     file = own / "captions.jsonl"
     own.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}.partial")
@@ -67,7 +68,8 @@ def fit_proxy(
     os.replace(partial, file)
     arguments = ["--recipe", RECIPE, "--stage", "proxy", "--llm", llm, "--data", str(file), "--output", str(own)]
     arguments += ["--max_steps", str(steps), "--learning_rate", str(learning_rate), "--seed", str(seed)]
-    if train.main([*arguments, "--logging_steps", "50", *extra]):
+    arguments += ["--bf16", "true"] if half else []
+    if train.main([*arguments, "--logging_steps", "50"]):
         raise InputError(f"{own}: a proxy could not be fitted to {captions.name}, see the line above")
     return stage_folder(own, recipe(RECIPE), "proxy", seed)
 
@@ -75,8 +77,3 @@ def fit_proxy(
 def fit_proxies(llm: str, captions: Sequence[Captions], folder: Path, **options) -> dict[str, Path]:
     """{name of the captions: folder of its proxy}."""
     return {part.name: fit_proxy(llm, part, folder, **options) for part in captions}
-
-
-def trained_hashes(captions: Sequence[Captions]) -> np.ndarray:
-    """The hashes of all texts that `fit_proxy` fits to."""
-    return np.concatenate([split(part)[0].hashes for part in captions])

@@ -11,6 +11,9 @@ caption, by part of speech, by visual and style words, by corpus; several checkp
 from __future__ import annotations
 
 import argparse
+import hashlib
+import json
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,16 +45,17 @@ def with_classes(tokens: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     groups = tokens.reset_index(drop=True).groupby("record", sort=False)
     for record, rows in groups:
         text = texts[record]
-        parts, spans = word_classes(text), words_of(text)
+        kinds, labels = np.full(len(text), "other", object), np.full(len(text), "no word", object)  # of each character
+        for first, last, name in word_classes(text):
+            kinds[first:last] = name
+        for first, last in words_of(text):
+            labels[first:last] = label(text[first:last])
         for place, start, end in zip(rows.index, rows["start"].tolist(), rows["end"].tolist(), strict=True):
             if start == end:
                 continue
             while start < end - 1 and text[start].isspace():  # a blank may be one token with the word behind it
                 start += 1
-            classes[place] = next((name for first, last, name in parts if first <= start < last), "other")
-            own = next(((first, last) for first, last in spans if first <= start < last), None)
-            if own is not None:
-                words[place] = label(text[own[0] : own[1]])
+            classes[place], words[place] = kinds[start], labels[start]
     edges = np.array(POSITIONS)
     bins = np.searchsorted(edges, tokens["place"].to_numpy(), side="right") - 1
     names = [str(a) if b == a + 1 else f"{a} to {b - 1}" for a, b in zip(edges, [*edges[1:], 0], strict=True)]
@@ -106,8 +110,10 @@ def summary(sums: pd.DataFrame) -> pd.DataFrame:
         for name in SUMS[1:]:
             bounds = SHARE if name in ("below_max", "at_min") else (-np.inf, np.inf)
             interval = ratio_interval(columns[name], columns["tokens"], bounds=bounds)
+            if not np.isfinite([interval.low, interval.high]).all():  # a single sample: its spread is not known
+                interval = Interval(interval.value, interval.value, interval.value)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))
-        rows.append(row)
+        rows.append(row | {"note": "one sample: no interval" if len(records) == 1 else ""})
     order = {name: number for number, name in enumerate(KINDS)}
     table = pd.DataFrame(rows)
     first = table["group"].map(lambda name: int(name.split()[0]) if name[:1].isdigit() else 0)
@@ -145,6 +151,14 @@ def read_parts(parts: Iterable[Path]):
         yield pd.read_parquet(part), pd.read_parquet(part.with_name(part.name.replace("tokens", "samples")))
 
 
+def left_out(parts: Iterable[Path]) -> list[str]:
+    """What `analysis.pairs.score_to_disk` could not use, and why."""
+    found = []
+    for part in parts:
+        found += json.loads(part.with_name(part.name.replace("tokens", "left_out")).with_suffix(".json").read_text())
+    return found
+
+
 def add_pair_flags(parser: argparse.ArgumentParser) -> None:
     """Flags of every command that looks at a model's tokens: data, view, rule, samples."""
     parser.add_argument("--data", nargs="+", required=True, help="image-caption records, one source or several")
@@ -157,6 +171,8 @@ def add_pair_flags(parser: argparse.ArgumentParser) -> None:
         "--samples", type=int, default=1000, help="at most so many of each source (default: 1000; 0: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="by which samples are drawn")
+    parser.add_argument("--device", help="default: cuda where there is one, else cpu")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: bfloat16 on a GPU")
 
 
 def add_rule_flags(parser: argparse.ArgumentParser) -> None:
@@ -208,16 +224,18 @@ def main(arguments: list[str] | None = None) -> int:
     weighting, folders = rule_of(options), folders_of(options.images, options.data)
     import pandas as pd
 
-    from analysis.captions import source_name
+    from analysis.captions import names_of
     from analysis.outputs import write_figure, write_manifest, write_table
     from analysis.pairs import open_checkpoint, samples_of, score_samples, score_to_disk
     from dpa.readers import source_hash
 
     tables, histograms, facts = [], {}, {}
+    sources = list(zip(names_of(options.data), options.data, folders, strict=True))
     for name in options.model:
-        checkpoint = open_checkpoint(name)
+        checkpoint = open_checkpoint(name, device=options.device, dtype=options.dtype)
         facts[name] = checkpoint.digest
-        for data, images in zip(options.data, folders, strict=True):
+        for corpus, data, images in sources:
+            bad: list[str] = []
             samples = samples_of(checkpoint, data, images, options.view)
             indices = drawn(len(samples), options.samples, options.seed).tolist()
             if options.out:
@@ -228,19 +246,27 @@ def main(arguments: list[str] | None = None) -> int:
                     "view": options.view,
                 }
                 key |= {"rule": repr(weighting), "samples": options.samples, "seed": options.seed}
-                own = options.out / "tokens" / f"{_slug(name)}-{_slug(source_name(data))}"
-                pairs = read_parts(score_to_disk(checkpoint, samples, indices, weighting, own, key=key))
+                own = options.out / "tokens" / f"{_slug(name)}-{_slug(corpus)}"
+                parts = score_to_disk(checkpoint, samples, indices, weighting, own, key=key)
+                bad += left_out(parts)
+                pairs = read_parts(parts)
             else:
-                pairs = iter([score_samples(checkpoint, samples, indices, weighting)])
+                pairs = iter([score_samples(checkpoint, samples, indices, weighting, bad=bad)])
             sums, values = [], []
             for tokens, about in pairs:
                 sums.append(by_sample(with_classes(tokens, about), weighting))
                 values.append(tokens["relevance"].to_numpy())
+            for line in bad[:3]:
+                print(f"left out: {line}", file=sys.stderr)
+            if len(bad) > 3:
+                print(f"left out: {data}: {len(bad) - 3:,} more samples", file=sys.stderr)
             whole, relevance = pd.concat(sums, ignore_index=True), np.concatenate(values)
+            if not len(relevance):
+                raise InputError(f"{data}: no sample is left to look at; {bad[0] if bad else 'it holds none'}")
             table = summary(whole)
-            about_run = {"model": name, "corpus": source_name(data)}
+            about_run = {"model": name, "corpus": corpus}
             tables.append(table.assign(**about_run)[[*about_run, *table.columns]])
-            histograms[name, source_name(data)] = relevance
+            histograms[name, corpus] = relevance
             _print(name, data, weighting, table, relevance, visual_minus_style(whole))
     if options.out:
         from analysis.figures import relevance_figure
@@ -276,7 +302,9 @@ def _print(name, data, weighting: Weighting, table, relevance: np.ndarray, gap: 
 
 
 def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name.strip("/"))[-100:]
+    """A name as part of a folder's; other names give other folders."""
+    plain = "".join(c if c.isalnum() or c in "-_." else "_" for c in name.strip("/"))[-80:]
+    return plain if plain == name else f"{plain}-{hashlib.sha256(name.encode()).hexdigest()[:6]}"
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 A text counts as a caption is trained on: stripped, with a newline, after a start token. Every token is scored: a
 tokenizer without a beginning-of-sequence token gets its end-of-sequence token in that place, or the bytes of the first
 token would count and its nats would not. A text has the scores that it has alone (to rounding); none is cut: one of more
-than `WINDOW` tokens is read in windows that overlap by half, each token scored where at least half a window precedes it.
+than `WINDOW` tokens, or than the LLM's context, is read in windows that overlap by half, each token scored where at least half a window precedes it.
 
 `corpus_scores` keeps what it finds on disk, document by document: a run that was killed goes on, and a second one reads.
 """
@@ -11,13 +11,16 @@ than `WINDOW` tokens is read in windows that overlap by half, each token scored 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
@@ -91,7 +94,17 @@ def corpus_scores(
     package = Path(__file__).parents[1]
     code = "".join(file_hash(package / name) for name in CODE)
     key = {**key, "texts": digest.hexdigest(), "code": hashlib.sha256(code.encode()).hexdigest()}
-    cache = RowCache.open(root, "scores", key, [1] * len(texts), len(COLUMNS))
+    key["libraries"] = [f"{name} {metadata.version(name)}" for name in ("torch", "transformers")]
+    root.mkdir(parents=True, exist_ok=True)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    with FileLock(root / f".scores-{name}.lock"):  # of two runs over the same captions the second waits, and reads
+        cache = RowCache.open(root, "scores", key, [1] * len(texts), len(COLUMNS))
+        _fill(cache, model, tokenizer, texts, sizes, title, budget)
+        cache.finish()
+    return np.concatenate([cache.read(index) for index in range(len(texts))]).astype(np.float64)
+
+
+def _fill(cache: RowCache, model, tokenizer, texts: Sequence[str], sizes: np.ndarray, title: str, budget: int | None):
     missing = cache.missing()
     if len(missing):
         order = missing[np.argsort(-sizes[missing], kind="stable")]  # like lengths together, the longest first
@@ -107,10 +120,12 @@ def corpus_scores(
                 block = order[first : first + BLOCK].tolist()
                 found = text_scores(model, tokenizer, [texts[index] for index in block], budget=budget)
                 for index, row in zip(block, found, strict=True):
+                    if not np.isfinite(row[0]):
+                        raise InputError(
+                            f"{title or 'a text'}: the model gives {texts[index][:60]!r} no finite probability; score it in another precision (--dtype float32 or bfloat16)"
+                        )
                     cache.write(index, np.array([row]))
                 bar.update(len(block))
-    cache.finish()
-    return np.concatenate([cache.read(index) for index in range(len(texts))]).astype(np.float64)
 
 
 def batches(lengths: Sequence[int], budget: int) -> list[list[int]]:
@@ -144,12 +159,12 @@ def _samples(tokenizer, texts: Sequence[str]) -> list[np.ndarray]:
     return samples
 
 
-def _windows(length: int) -> list[tuple[int, int, int]]:
+def _windows(length: int, window: int) -> list[tuple[int, int, int]]:
     """(first, first scored, end) of the windows over `length` tokens to predict from; each is scored in one of them."""
-    windows, scored = [(0, 0, min(length, WINDOW))], min(length, WINDOW)
+    windows, scored = [(0, 0, min(length, window))], min(length, window)
     while scored < length:
-        end = min(scored + WINDOW // 2, length)
-        windows.append((end - WINDOW, scored, end))
+        end = min(scored + window // 2, length)
+        windows.append((end - window, scored, end))
         scored = end
     return windows
 
@@ -159,7 +174,9 @@ def _log_p(model, samples: Sequence[np.ndarray], budget: int | None) -> Iterator
     decoder, embed, head = text_model(model), model.get_input_embeddings(), model.get_output_embeddings()
     softcap, device = softcap_of(model.config), embed.weight.device
     # nothing comes after the last token, so it is not read
-    pieces = [(index, *window) for index, ids in enumerate(samples) for window in _windows(len(ids) - 1)]
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None) or WINDOW
+    size = min(WINDOW, context)
+    pieces = [(index, *window) for index, ids in enumerate(samples) for window in _windows(len(ids) - 1, size)]
     parts: dict[int, list[tuple[int, np.ndarray]]] = {}
     left = [0] * len(samples)
     for index, *_ in pieces:

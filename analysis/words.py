@@ -12,6 +12,7 @@ Labels are the lexicon's, or by the model's relevance, or a file of yours (`anal
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -277,7 +278,10 @@ def main(arguments: list[str] | None = None) -> int:
         checkpoint = open_checkpoint(name)
         samples = samples_of(checkpoint, options.data, options.images)
         drawn = np.random.default_rng(options.seed).permutation(len(samples))[: options.samples]
-        tables.append(word_losses(*score_samples(checkpoint, samples, sorted(drawn.tolist()), CMO)))
+        bad: list[str] = []
+        tables.append(word_losses(*score_samples(checkpoint, samples, sorted(drawn.tolist()), CMO, bad=bad)))
+        for line in bad:
+            print(f"left out: {line}", file=sys.stderr)
         digests[name] = checkpoint.digest
         del checkpoint, samples  # one model at a time
     before, after = tables

@@ -11,8 +11,10 @@ ranking and conflict against what training gave.
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from dpa.errors import InputError, command
 from dpa.lineage import file_hash, folder_hash, provenance, write_json
@@ -36,10 +38,15 @@ def base_llm(name: str, folder: Path) -> Path:
     dialect = DIALECTS[name]
     if dialect is None:
         return local_model("lab")
-    made = folder / name
-    if not (made / "manifest.json").is_file():  # written last
+    made, (shares, steps) = folder / name, dialect
+    if (made / "manifest.json").is_file():  # written last
+        told = json.loads((made / "manifest.json").read_text(encoding="utf-8"))
+        if (told["exposure"], told["exposure_steps"]) != (shares, steps):
+            raise InputError(
+                f"{made}: was made with exposure {told['exposure']}, {told['exposure_steps']} steps; delete it to make it again"
+            )
+    else:
         made.mkdir(parents=True, exist_ok=True)
-        shares, steps = dialect
         ship(made, exposure_steps=steps, exposure=shares, reading=SHIPPED)
     return made / "llm"
 
@@ -121,7 +128,8 @@ def main(arguments: list[str] | None = None) -> int:
         options.publish.mkdir(parents=True, exist_ok=True)
         text = "".join(file.read_text(encoding="utf-8") for file in files)
         (options.publish / "records.jsonl").write_text(text, encoding="utf-8")
-        made = {"seeds": options.seeds, "llms": {}, "records": file_hash(options.publish / "records.jsonl")}
+        seeds = sorted({json.loads(line)["seed"] for line in text.splitlines()})
+        made: dict[str, Any] = {"seeds": seeds, "llms": {}, "records": file_hash(options.publish / "records.jsonl")}
         for name in options.llms:
             folder = base_llm(name, options.output / "llms")
             made["llms"][name] = {"exposure": DIALECTS[name], "hash": folder_hash(folder)}

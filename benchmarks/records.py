@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ from benchmarks.suites import (
 from dpa.errors import InputError
 from dpa.lineage import commit, is_complete, read_lineage
 from dpa.methods import METHODS
-from dpa.recipes import RECIPES
+from dpa.recipes import RECIPES, Recipe
 
 
 @dataclass(frozen=True)
@@ -134,22 +135,47 @@ def append_records(
 
 
 def trained_as(model: Path) -> dict[str, str]:
-    """{"llm", "llm_hash", "captions", "method"} of one of our checkpoints, from the lineage of its stages; {} of others.
+    """{"llm", "llm_hash", "captions", "captions_hash", "method"} of one of our checkpoints, from its stages' lineages; {} of
+    others.
 
-    captions: the names of the caption sources (the lab's: lab/STYLE), with + between them.
+    captions: the names of the caption sources (the lab's: lab/STYLE), with + between them; captions_hash: of what they
+    held. method: of `dpa.methods.METHODS`, or the recipe's name where it is a method with something else varied.
+    InputError when the stage that read the captions is gone.
     """
     if not is_complete(model):
         return {}
     lineage = read_lineage(model)
     chosen = RECIPES.get(lineage.get("recipe", ""))
-    connector = Path(lineage.get("names", {}).get("connector", model))
-    captions = list(chosen.captions) if chosen is not None else []
-    if connector != model and is_complete(connector) and not any(name.startswith("lab/") for name in captions):
-        captions = list(read_lineage(connector)["data"])
-    found = {"llm": lineage.get("names", {}).get("llm", ""), "llm_hash": lineage.get("llm", "")}
-    switches = (chosen.proxy, chosen.weighting.rule) if chosen is not None else None
-    methods = [name for name, row in METHODS.items() if (row["proxy"], row["weighting"].rule) == switches]
-    return found | {"captions": " + ".join(captions), "method": methods[0] if methods else ""}
+    named = Path(lineage.get("names", {}).get("connector", "connector"))
+    connector = next((f for f in (named, model.resolve().parent / "connector") if is_complete(f)), None)
+    if connector is None:
+        raise InputError(
+            f"{model}: was made from {named}, which is gone, so its captions are not known; run stage connector again"
+        )
+    data: dict[str, str] = read_lineage(connector)["data"]
+    captions = list(data)
+    if chosen is not None and captions == ["records.json"] and chosen.captions[0].startswith("lab/"):
+        captions = list(chosen.captions)
+    digest = next(iter(data.values())) if len(data) == 1 else hashlib.sha256(json.dumps(data).encode()).hexdigest()
+    return {
+        "llm": lineage.get("names", {}).get("llm", ""),
+        "llm_hash": lineage.get("llm", ""),
+        "captions": " + ".join(captions),
+        "captions_hash": digest,
+        "method": method_of(chosen) if chosen is not None else str(lineage.get("recipe", "")),
+    }
+
+
+def method_of(chosen: Recipe) -> str:
+    """The method of a recipe that is one of `METHODS` on some LLM and captions; of one that varies more, its own name."""
+    root = chosen
+    while root.parent:
+        root = RECIPES[root.parent]
+    same = ("fraction", "weighted_stages", "instruct_from", "anyres", "caption_count", "lora_rank")
+    switches = {"proxy": chosen.proxy, "weighting": chosen.weighting}
+    name = next((name for name, row in METHODS.items() if row == switches), None)
+    plain = all(getattr(chosen, field) == getattr(root, field) for field in same)
+    return name if name is not None and plain else chosen.name
 
 
 def cut_torn_line(path: Path) -> None:

@@ -105,7 +105,7 @@ def test_split_is_by_text_and_wants_enough(sets, tmp_path):
         split(read_captions(tmp_path / "few.txt"))
 
 
-def test_a_fitted_proxy_tells_what_it_read_and_is_kept(sets, tiny_models, tmp_path, capsys):
+def test_a_fitted_proxy_tells_what_it_read_and_is_kept(sets, tiny_models, tmp_path, capsys, monkeypatch):
     captions = read_captions(sets / "plain.txt")
     folder = fit_proxy(str(tiny_models["llm"]), captions, tmp_path, steps=3)
     fitted, held = split(captions)
@@ -114,8 +114,11 @@ def test_a_fitted_proxy_tells_what_it_read_and_is_kept(sets, tiny_models, tmp_pa
     capsys.readouterr()
     assert fit_proxy(str(tiny_models["llm"]), captions, tmp_path, steps=3) == folder
     assert "finished before, kept" in capsys.readouterr().out
-    with pytest.raises(InputError, match="could not be fitted"):
-        fit_proxy(str(tiny_models["llm"]), captions, tmp_path, steps=4)
+    other = fit_proxy(str(tiny_models["llm"]), captions, tmp_path, steps=4)
+    assert other != folder and folder.is_dir(), "other settings stand beside it"
+    monkeypatch.setattr("dpa.train.main", lambda arguments: 2)
+    with pytest.raises(InputError, match="could not be fitted to plain"):
+        fit_proxy(str(tiny_models["llm"]), captions, tmp_path, steps=5)
 
 
 @pytest.mark.parametrize("bridge", ["lora", "ngram"])

@@ -5,20 +5,40 @@ import json
 import pytest
 
 from benchmarks import grid, run
-from benchmarks.records import trained_as
+from benchmarks.records import method_of, trained_as
+from dpa.errors import InputError
 from dpa.lab import foundations
-from dpa.lineage import folder_hash
+from dpa.lineage import file_hash, folder_hash
+from dpa.recipes import RECIPES
 
 
-def test_records_say_what_a_model_was_trained_on(finished, tiny_models, tmp_path):
+def test_records_say_what_a_model_was_trained_on(finished, tiny_models, data, tmp_path):
     told = trained_as(finished / "small" / "instruct")
     assert told == {
         "llm": str(tiny_models["llm"]),
         "llm_hash": folder_hash(tiny_models["llm"]),
         "captions": "captions.json",
+        "captions_hash": file_hash(data / "captions.json"),
         "method": "dpa",
     }
     assert trained_as(tmp_path) == {}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "method"),
+    [
+        ("lab_terse_vanilla", "vanilla"),
+        ("lab_ornate", "dpa"),
+        ("qwen2.5-7b_blip-lcs_pmo+cal", "pmo+cal"),
+        ("gemma-2-9b_pixmo-cap_cal", "cal"),
+        ("lab_ornate_no-lora", "lab_ornate_no-lora"),
+        ("qwen2.5-7b_blip-lcs_lora-128", "qwen2.5-7b_blip-lcs_lora-128"),
+        ("qwen2.5-7b_blip-lcs_clip-0-1", "qwen2.5-7b_blip-lcs_clip-0-1"),
+        ("qwen2.5-7b_sharegpt4v_data-5", "qwen2.5-7b_sharegpt4v_data-5"),
+    ],
+)
+def test_a_recipe_that_varies_more_is_no_plain_method(recipe, method):
+    assert method_of(RECIPES[recipe]) == method
 
 
 def test_every_cell_is_asked_for_once_and_llms_share_the_data(tmp_path, monkeypatch):
@@ -40,7 +60,8 @@ def test_an_llm_is_made_once_from_the_shipped_one(tmp_path, monkeypatch):
 
     def ship(folder, **options):
         made.append(options)
-        (folder / "manifest.json").write_text("{}")
+        about = {"exposure": options["exposure"], "exposure_steps": options["exposure_steps"]}
+        (folder / "manifest.json").write_text(json.dumps(about))
 
     monkeypatch.setattr(foundations, "ship", ship)
     assert grid.base_llm("terse", tmp_path) == grid.base_llm("terse", tmp_path) == tmp_path / "terse" / "llm"
@@ -50,6 +71,9 @@ def test_an_llm_is_made_once_from_the_shipped_one(tmp_path, monkeypatch):
         and made[0]["reading"] == foundations.SHIPPED
     )
     assert grid.base_llm("shipped", tmp_path).name == "llm" and len(made) == 1
+    monkeypatch.setitem(grid.DIALECTS, "terse", ({"terse": 1.0}, 400))
+    with pytest.raises(InputError, match=r"was made with exposure .*; delete it to make it again"):
+        grid.base_llm("terse", tmp_path)
 
 
 @pytest.mark.parametrize("text", ["ornate", "nothing=0.5", "ornate=2", "ornate=x"])

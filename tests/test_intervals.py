@@ -111,6 +111,22 @@ def test_little_to_resample():
         ratio_interval([1.0, 1.0], [1.0, -1.0])
 
 
+def test_draws_without_spread_do_not_explode():
+    """Three documents of one ratio and one far off: many draws hold the three alone."""
+    found = ratio_interval([1, 1, 1, 300], [10, 10, 10, 100])
+    assert found.low <= found.value <= found.high < 10
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_two_or_three_documents_have_a_wide_interval(n):
+    rng = np.random.default_rng(8)
+    hits = 0
+    for _ in range(400):
+        found = ratio_interval(rng.normal(5, 1, n), np.ones(n))
+        hits += found.low <= 5 <= found.high
+    assert 0.92 <= hits / 400 <= 0.98
+
+
 def test_large_corpora_are_drawn_in_pieces(monkeypatch):
     top, bottom = documents(np.random.default_rng(5), 300)
     whole = ratio_interval(top, bottom)

@@ -239,17 +239,33 @@ def test_bad_records_are_named_and_left_out(tiny, data, tmp_path, capsys):
         score_samples(tiny, samples_of(tiny, tmp_path / "lost.json", data), [0])
 
 
+def test_a_sample_that_cannot_be_used_is_told_and_left_out(tiny, data, tmp_path):
+    (tmp_path / "one.png").write_bytes(b"no picture")
+    rows = [{"image": str(data / "0.png"), "caption": "out"}, {"image": "one.png", "caption": "broken"}]
+    rows += [{"image": "two.png", "caption": "a red ball"}]
+    (tmp_path / "two.png").write_bytes((data / "0.png").read_bytes())
+    (tmp_path / "r.json").write_text(json.dumps(rows))
+    samples, bad = samples_of(tiny, tmp_path / "r.json", tmp_path), []
+    tokens, about = score_samples(tiny, samples, range(3), bad=bad)
+    assert about["text"].tolist() == ["a red ball"] and tokens["record"].nunique() == 1
+    assert len(bad) == 2 and "leads out of" in bad[0] and "record 2" in bad[1]
+    parts = score_to_disk(tiny, samples, range(3), CMO, tmp_path / "t", key={})
+    assert json.loads((tmp_path / "t" / "left_out-00000.json").read_text()) == bad and len(
+        pd.read_parquet(parts[0])
+    ) == len(tokens)
+
+
 def test_parts_are_kept_and_a_cut_run_goes_on(tiny, captions, tmp_path, monkeypatch):
     samples, key = samples_of(tiny, *captions), {"model": "tiny", "seed": 0}
     whole, _ = score_samples(tiny, samples, range(3))
     monkeypatch.setattr(pairs, "BLOCK", 1)
     done, scored = [], pairs.score_samples
 
-    def counted(*args):
+    def counted(*args, **options):
         if len(done) == 2:
             raise KeyboardInterrupt
         done.append(args[2])
-        return scored(*args)
+        return scored(*args, **options)
 
     with monkeypatch.context() as patch:
         patch.setattr(pairs, "score_samples", counted)
@@ -261,5 +277,9 @@ def test_parts_are_kept_and_a_cut_run_goes_on(tiny, captions, tmp_path, monkeypa
     pd.testing.assert_frame_equal(together, whole, atol=1e-5)
     assert together.dtypes["place"] == np.int32 and together.dtypes["relevance"] == np.float32
     assert [len(pd.read_parquet(tmp_path / "t" / f"samples-0000{n}.parquet")) for n in range(3)] == [1, 1, 1]
+    (data := captions[1] / "0.png").touch()
+    with pytest.raises(InputError, match="holds the table of another pictures"):
+        score_to_disk(tiny, samples, [0, 1, 2], CMO, tmp_path / "t", key=key)
+    assert data.is_file()
     with pytest.raises(InputError, match="holds the table of another seed; delete it or choose another --out"):
         score_to_disk(tiny, samples, [0, 1, 2], CMO, tmp_path / "t", key=key | {"seed": 1})

@@ -70,11 +70,14 @@ def test_what_lies_beside_a_text_does_not_reach_it(models, lab_tokenizer, name):
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_texts_longer_than_the_window_and_than_the_model(models, lab_tokenizer, name):
-    """300 tokens pass Gemma-2's window of 256, 600 the 512 positions of the configuration: neither is cut."""
+    """300 tokens pass Gemma-2's window of 256, 600 the 512 positions of the configuration: neither is cut. What lies
+    within the context has the scores that it has alone; what lies beyond is read with half a context before it.
+    """
     texts = text_of([300, 600, 5, 280])
     for text, scores in zip(texts, scoring.token_scores(models[name], lab_tokenizer, texts), strict=True):
-        assert len(scores.ids) == len(text.split()) + 1
-        np.testing.assert_allclose(scores.log_p, alone(models[name], lab_tokenizer, text), atol=5e-5)
+        assert len(scores.ids) == len(scores.log_p) == len(text.split()) + 1
+        np.testing.assert_allclose(scores.log_p[:512], alone(models[name], lab_tokenizer, text)[:512], atol=5e-5)
+        assert np.isfinite(scores.log_p).all() and (scores.log_p < 0).all()
 
 
 def test_sums_of_the_token_scores(models, lab_tokenizer):
@@ -185,14 +188,14 @@ def test_texts_longer_than_a_window_are_read_in_overlapping_ones(models, lab_tok
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(0, 9000))
-def test_windows_cover_every_token_once(length):
-    windows = scoring._windows(length)
+@given(st.integers(0, 9000), st.sampled_from([32, 512, scoring.WINDOW]))
+def test_windows_cover_every_token_once(length, window):
+    windows = scoring._windows(length, window)
     scored = [place for first, begin, end in windows for place in range(begin, end)]
     assert scored == list(range(length))
     for first, begin, end in windows:
-        assert 0 <= first <= begin and end - first <= scoring.WINDOW
-        assert begin == 0 or begin - first >= scoring.WINDOW // 2
+        assert 0 <= first <= begin and end - first <= window
+        assert begin == 0 or begin - first >= window // 2
 
 
 def test_a_text_of_100k_characters_in_bounded_memory(models, lab_tokenizer):

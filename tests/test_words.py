@@ -345,7 +345,7 @@ def stand_in(monkeypatch):
             raise InputError(f"{name}: no such folder")
         return SimpleNamespace(name=name, digest=f"digest of {name}")
 
-    def score_samples(checkpoint, samples, indices, weighting):
+    def score_samples(checkpoint, samples, indices, weighting, bad=None):
         scored.append((checkpoint.name, list(indices), weighting.rule))
         about = sample_table(texts).iloc[list(indices)]
         pieces = {row.record: words_of(row.text) for row in about.itertuples()}
