@@ -267,7 +267,18 @@ def main(arguments: list[str] | None = None) -> int:
     if proxies:
         print("\nwhat the proxy saves (base - proxy, paired over documents, 95 %):")
         print(
-            shown(conflict.drop(columns=["llm", "llm_hash", "nats_per_token_saved_low", "nats_per_token_saved_high"]))
+            shown(
+                conflict.drop(
+                    columns=[
+                        "llm",
+                        "llm_hash",
+                        "captions_hash",
+                        "note",
+                        "nats_per_token_saved_low",
+                        "nats_per_token_saved_high",
+                    ]
+                )
+            )
         )
     if options.out:
         from analysis.figures import matrix_figure

@@ -86,14 +86,14 @@ def words_of_sample(tokens: pd.DataFrame, text: str) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["span", "word", "relevance", "weight"])
 
 
-def sample_figure(tokens: pd.DataFrame, text: str, image=None, a_row: int = 22):
+def sample_figure(tokens: pd.DataFrame, text: str, image=None, a_row: int = 32):
     """Figure 6: one caption word by word, relevance as bars and the weight as a line, `a_row` words a row."""
     from matplotlib import pyplot as plt
 
     words = words_of_sample(tokens, text)
     num_rows = max(1, -(-len(words) // a_row))
     columns = 2 if image is not None else 1
-    figure = plt.figure(figsize=(12, 0.9 + 1.75 * num_rows), layout="constrained")
+    figure = plt.figure(figsize=(14, 0.8 + 1.45 * num_rows), layout="constrained")
     grid = figure.add_gridspec(num_rows, columns, width_ratios=(1, 4) if columns == 2 else (1,))
     if image is not None:
         left = figure.add_subplot(grid[:, 0])
@@ -233,7 +233,7 @@ def draw(figure: str, runs: Path, style: str):
     if figure == "6":
         from PIL import Image
 
-        tokens, samples = lab_tokens(runs, str(stage), style, samples=1)
+        tokens, samples = lab_tokens(runs, str(trained(runs, f"lab_{style}", "connector")), style, samples=1)
         return sample_figure(tokens, samples["text"].iloc[0], Image.open(samples["image"].iloc[0])), tokens
     from analysis.relevance import quantiles
 
