@@ -31,8 +31,9 @@ styles: $(STAMP)  ## five real caption styles x a proxy for each, on a small LLM
 forecast: $(STAMP)  ## four LLMs x three styles: trained, asked, forecast, and the two held against each other, into results/
 	$(BIN)/python -m benchmarks.grid --methods vanilla --seeds 0 1 --publish results/grid --forecast
 
-figures: $(STAMP)  ## the paper's figures from the lab, into results/
+figures: $(STAMP)  ## the paper's figures from the lab, relevance and words before and after stage 2, into results/
 	$(BIN)/python -m analysis.plots conflict 1b 3 4 6 7
+	$(BIN)/python -m analysis.lab --captions terse --out results/lab_terse
 
 notebooks: $(STAMP)  ## run the notebooks from clean kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks

@@ -95,10 +95,7 @@ def read_captions(source: str | Path, *, name: str = "", cache: Path | None = No
     from dpa.corpus import open_corpus, text_hashes
 
     corpus = open_corpus([str(source)], "text", cache=cache)
-    for problem in corpus.problems[:3]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if len(corpus.problems) > 3:
-        print(f"left out: {source}: {len(corpus.problems) - 3:,} more records without a caption", file=sys.stderr)
+    name_left_out(list(map(str, corpus.problems)), source)
     if not len(corpus):
         raise InputError(f"{source}: holds no caption; the first record: {corpus.problems[0].reason}")
     hashes = text_hashes(corpus.captions())
@@ -112,6 +109,14 @@ def read_captions(source: str | Path, *, name: str = "", cache: Path | None = No
         repeated=len(hashes) - len(first),
         unusable=len(corpus.problems),
     )
+
+
+def name_left_out(problems: Sequence[str], source: str | Path) -> None:
+    """Name the first three on standard error, and count the others."""
+    for problem in problems[:3]:
+        print(f"left out: {problem}", file=sys.stderr)
+    if len(problems) > 3:
+        print(f"left out: {source}: {len(problems) - 3:,} more", file=sys.stderr)
 
 
 def read_all(sources: Sequence[str | Path], cache: Path | None = None) -> list[Captions]:

@@ -1,13 +1,20 @@
-"""What the laptop lab gives to look at: trained stages, captions of unseen scenes, a stage's view of them."""
+"""What the laptop lab gives to look at: trained stages, captions of unseen scenes, a stage's view of them.
+
+    python -m analysis.lab [--captions terse] [--method vanilla] [--out results/lab_terse]
+
+Relevance and words of unseen captions before and after stage 2 of a lab recipe, by `analysis.relevance` and
+`analysis.words`; the stage is trained first if RUNS lacks it (one to four minutes).
+"""
 
 from __future__ import annotations
 
+import argparse
 import random
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpa.errors import InputError
-from dpa.methods import Stage
+from dpa.errors import InputError, command
+from dpa.methods import METHODS, Stage
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -94,3 +101,29 @@ def conflict_data(runs: Path) -> pd.DataFrame:
         table = perplexity_table(score("lab", {"proxy": proxy}, captions, cache=runs / "scores"))
         frames.append(table.assign(style=style))
     return pd.concat(frames, ignore_index=True)
+
+
+@command
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(
+        prog="python -m analysis.lab", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--captions", choices=("plain", "terse", "ornate"), default="terse")
+    parser.add_argument("--method", choices=METHODS, default="vanilla")
+    parser.add_argument("--runs", type=Path, default=Path("runs"))
+    parser.add_argument("--out", type=Path, default=Path("results/lab_terse"))
+    options = parser.parse_args(arguments)
+    from analysis import relevance, words
+
+    recipe = f"lab_{options.captions}" + ("" if options.method == "dpa" else f"_{options.method}")
+    stage = str(trained(options.runs, recipe, "connector"))
+    file = held_out_captions(options.runs, options.captions)
+    data = ["--data", str(file), "--images", str(file.parent), "--samples", str(SAMPLES)]
+    failed = relevance.main(["--model", f"{stage}@start", stage, *data, "--out", str(options.out / "relevance")])
+    return failed or words.main(
+        ["--before", f"{stage}@start", "--after", stage, *data, "--out", str(options.out / "words")]
+    )
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

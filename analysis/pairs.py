@@ -22,7 +22,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -33,7 +32,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from analysis.captions import source_name
+from analysis.captions import name_left_out, source_name
 from dpa import model as models
 from dpa import processing
 from dpa.blind import LabelScores
@@ -155,10 +154,7 @@ def samples_of(
     from dpa.corpus import open_corpus
 
     corpus = open_corpus([str(data)], view, images=[images], cache=cache)
-    for problem in corpus.problems[:3]:
-        print(f"left out: {problem}", file=sys.stderr)
-    if len(corpus.problems) > 3:
-        print(f"left out: {data}: {len(corpus.problems) - 3:,} more records", file=sys.stderr)
+    name_left_out(list(map(str, corpus.problems)), data)
     if not len(corpus):
         raise InputError(f"{data}: no record can be used; the first: {corpus.problems[0].reason}")
     return Samples(corpus, view, checkpoint.processor, max_length=checkpoint.max_length)

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -224,7 +223,7 @@ def main(arguments: list[str] | None = None) -> int:
     weighting, folders = rule_of(options), folders_of(options.images, options.data)
     import pandas as pd
 
-    from analysis.captions import names_of
+    from analysis.captions import name_left_out, names_of
     from analysis.outputs import write_figure, write_manifest, write_table
     from analysis.pairs import open_checkpoint, samples_of, score_samples, score_to_disk
     from dpa.readers import source_hash
@@ -256,10 +255,7 @@ def main(arguments: list[str] | None = None) -> int:
             for tokens, about in pairs:
                 sums.append(by_sample(with_classes(tokens, about), weighting))
                 values.append(tokens["relevance"].to_numpy())
-            for line in bad[:3]:
-                print(f"left out: {line}", file=sys.stderr)
-            if len(bad) > 3:
-                print(f"left out: {data}: {len(bad) - 3:,} more samples", file=sys.stderr)
+            name_left_out(bad, data)
             whole, relevance = pd.concat(sums, ignore_index=True), np.concatenate(values)
             if not len(relevance):
                 raise InputError(f"{data}: no sample is left to look at; {bad[0] if bad else 'it holds none'}")

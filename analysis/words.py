@@ -12,7 +12,6 @@ Labels are the lexicon's, or by the model's relevance, or a file of yours (`anal
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -269,6 +268,7 @@ def main(arguments: list[str] | None = None) -> int:
     import matplotlib
 
     matplotlib.use("agg")
+    from analysis.captions import name_left_out
     from analysis.outputs import shown, write_figure, write_manifest, write_table
     from analysis.pairs import open_checkpoint, samples_of, score_samples
     from dpa.lineage import file_hash
@@ -280,8 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         drawn = np.random.default_rng(options.seed).permutation(len(samples))[: options.samples]
         bad: list[str] = []
         tables.append(word_losses(*score_samples(checkpoint, samples, sorted(drawn.tolist()), CMO, bad=bad)))
-        for line in bad:
-            print(f"left out: {line}", file=sys.stderr)
+        name_left_out(bad, options.data)
         digests[name] = checkpoint.digest
         del checkpoint, samples  # one model at a time
     before, after = tables

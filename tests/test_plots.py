@@ -114,6 +114,14 @@ def test_figures_of_trained_stages(finished, tmp_path, monkeypatch):
     assert set(pd.read_csv(out / "figure_3.csv")["recipe"]) == {"vanilla", "DPA"}
 
 
+def test_relevance_and_words_of_a_recipe(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(lab, "trained", lambda runs, recipe, stage: finished / "small" / stage)
+    monkeypatch.setattr(lab, "NUM_HELD_OUT", 20)
+    assert lab.main(["--runs", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
+    for name in ("relevance/relevance.csv", "relevance/relevance.png", "words/classes.csv", "words/words.svg"):
+        assert (tmp_path / "out" / name).stat().st_size
+
+
 def test_held_out_scenes_are_told_in_every_style_and_drawn_once(tmp_path, monkeypatch):
     monkeypatch.setattr(lab, "NUM_HELD_OUT", 3)
     plain, ornate = (json.loads(lab.held_out_captions(tmp_path, style).read_text()) for style in ("plain", "ornate"))
