@@ -75,6 +75,8 @@ def score(
             raise InputError(
                 f"{proxy}: this proxy was made for another LLM ({str(made)[:12]}) than {llm} ({digest[:12]}); give the one it was made for with --llm"
             )
+        if not any((proxy / file).is_file() for file in ("adapter_config.json", "config.json")):
+            raise InputError(f"{proxy}: no LoRA adapter here, and no LLM; give a finished stage 1")
         own = trained_captions(proxy)
         if own is None and trained_on is None:
             raise InputError(

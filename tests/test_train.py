@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 import torch
 
@@ -34,10 +35,15 @@ def test_all_stages_leave_standard_checkpoints_with_lineage(finished, tiny_model
 
 
 def test_the_proxy_finds_its_captions_more_probable(finished, tiny_models, data):
-    from analysis.perplexity import perplexity_table
+    from analysis.scoring import text_scores
+    from dpa.corpus import read_records
+    from dpa.model import load_llm, load_proxy
+    from dpa.processing import load_tokenizer
 
-    table = perplexity_table(str(tiny_models["llm"]), finished / "small" / "proxy", [data / "captions.json"])
-    base, proxy = (table.loc[table["model"] == name, "nats_per_token"].item() for name in ("base", "proxy"))
+    captions, llm = list(read_records(data / "captions.json", "text").captions()), str(tiny_models["llm"])
+    models = (load_llm(llm).eval(), load_proxy(llm, finished / "small" / "proxy").eval())
+    sums = [np.sum(text_scores(model, load_tokenizer(llm), captions), axis=0) for model in models]
+    base, proxy = (nats / tokens for nats, tokens, _ in sums)
     assert proxy < base - 0.05
 
 
