@@ -171,6 +171,10 @@ def test_visual_words_of_the_user(sets, tiny_models, tmp_path, capsys):
     ]
     assert module.main(arguments) == 0
     assert pd.read_csv(tmp_path / "out" / "forecast.csv")["captions"].tolist() == ["framed", "plain"]
+    (tmp_path / "labels.json").write_text(json.dumps({"visual": ["zebra"]}))
+    assert module.main(arguments) == 0
+    table = pd.read_csv(tmp_path / "out" / "forecast.csv")
+    assert (table["visual_share"] == 0).all() and (table["visual_words"] == 0).all(), "nothing of these texts is visual"
     (tmp_path / "labels.json").write_text("{")
     assert module.main(arguments) == 2
     assert "labels.json" in capsys.readouterr().err

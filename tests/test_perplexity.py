@@ -234,7 +234,7 @@ def test_hostile_captions_give_numbers_and_are_named(capsys, tmp_path):
 
 
 def test_a_text_file_ends_lines_at_line_feeds_alone(tmp_path):
-    texts = [text.replace("\n", " ") for text in HOSTILE if text.strip() and text[0] != "\ufeff"]
+    texts = [text.replace("\n", " ") for text in HOSTILE if text.strip() and text[0] != "\ufeff"] + ["one\rcaption"]
     (tmp_path / "t.txt").write_bytes("\r\n".join(["", *texts, "", " "]).encode())
     assert list(read_captions(tmp_path / "t.txt")) == [text.strip() for text in texts]
 

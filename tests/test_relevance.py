@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis import relevance
+from analysis.intervals import ratio_interval
 from analysis.pairs import SAMPLES, SCORES, TOKENS
 from analysis.relevance import by_sample, drawn, quantiles, summary, visual_minus_style, with_classes
 from dpa.methods import CAL, CMO
@@ -110,6 +111,18 @@ def test_summary_of_a_table_counted_by_hand():
     gap = visual_minus_style(sums)
     assert gap.value == pytest.approx(np.mean([0.6, 0.5, 0.3, 0.9, 0.4]) - np.mean([0.0, 0.01, -0.2, 0.02, 0.05, 0.0]))
     assert gap.low < gap.value < gap.high
+
+
+def test_a_sample_without_the_class_is_drawn_too():
+    """Cats in 6 of 30 samples: the interval is that over 30 documents, 24 of them empty."""
+    texts = ["cat"] * 6 + ["the"] * 24
+    values = [[0.1 * n] for n in range(6)] + [[0.0]] * 24
+    row = summary(by_sample(with_classes(*table(texts, values)))).set_index(["kind", "group"]).loc[("words", "visual")]
+    top, bottom = np.array([v[0] for v in values]), np.array([1.0] * 6 + [0.0] * 24)
+    wanted = ratio_interval(top * bottom, bottom)
+    assert (row["relevance_low"], row["relevance_high"]) == pytest.approx((wanted.low, wanted.high))
+    alone = ratio_interval(top[:6], bottom[:6])
+    assert wanted.low != pytest.approx(alone.low), "the empty ones make no difference: the test says nothing"
 
 
 def test_classes_that_are_not_there():
