@@ -14,6 +14,7 @@ from scipy import stats
 
 LEVEL = 0.95
 RESAMPLES = 2000
+LEAST = 0.3  # standard error of a draw, at least, in that of the documents
 FEW = 4  # documents below which draws say too little: Student's t, wide as it is
 PERMUTATIONS = 9999
 ROOM = 4_000_000  # draws held at a time
@@ -81,16 +82,12 @@ def _contrast(ratios, coefficients, bounds: tuple[float, float], seed: int) -> I
     sums, products = np.split(np.concatenate(drawn), [len(columns)], axis=1)
     usable = (sums[:, 1::2] > 0).all(1)
     values, errors = _estimate(sums[usable], products[usable], weight, n)
-    errors[errors <= 1e-6 * error] = 0.0  # rounding: documents of one ratio were drawn
-    with np.errstate(divide="ignore", invalid="ignore"):
-        scaled = np.nan_to_num((values - value) / errors, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    # a draw that missed the documents which make the spread has next to none, and would make the interval boundless
+    scaled = (values - value) / np.maximum(errors, LEAST * error)
     tail = (1 - LEVEL) / 2
     lower, upper = np.quantile(scaled, [tail, 1 - tail], method="closest_observation")
-    if not (np.isfinite(upper) and np.isfinite(lower)):  # draws without spread: a rare class in few documents
-        low, high = np.quantile(values, [tail, 1 - tail])
-    else:
-        low, high = value - upper * error, value - lower * error
-    return Interval(value, float(np.clip(low, *bounds)), float(np.clip(high, *bounds)))
+    low, high = np.clip([value - upper * error, value - lower * error], *bounds)
+    return Interval(value, float(min(low, value)), float(max(high, value)))
 
 
 def _estimate(sums, products, weight, n: int):

@@ -30,6 +30,7 @@ RULES = {"cmo": CMO, "cal": CAL, "none": NONE}
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 POSITIONS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # first place of each bin
 SUMS = ("tokens", "relevance", "below_max", "at_min", "weight", "loss")
+BOUNDS = {"below_max": SHARE, "at_min": SHARE, "weight": (0.0, np.inf), "loss": (0.0, np.inf)}
 KINDS = ("all", "position", "word class", "words")
 
 
@@ -107,8 +108,7 @@ def summary(sums: pd.DataFrame) -> pd.DataFrame:
             "samples": len(own),
         }
         for name in SUMS[1:]:
-            bounds = SHARE if name in ("below_max", "at_min") else (-np.inf, np.inf)
-            interval = ratio_interval(columns[name], columns["tokens"], bounds=bounds)
+            interval = ratio_interval(columns[name], columns["tokens"], bounds=BOUNDS.get(name, (-np.inf, np.inf)))
             if not np.isfinite([interval.low, interval.high]).all():  # a single sample: its spread is not known
                 interval = Interval(interval.value, interval.value, interval.value)
             row |= dict(zip((name, f"{name}_low", f"{name}_high"), interval, strict=True))

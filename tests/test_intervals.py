@@ -115,6 +115,8 @@ def test_draws_without_spread_do_not_explode():
     """Three documents of one ratio and one far off: many draws hold the three alone."""
     found = ratio_interval([1, 1, 1, 300], [10, 10, 10, 100])
     assert found.low <= found.value <= found.high < 10
+    rare = ratio_interval([0.09, 1e-6, 2e-6, 0, 1e-6, 3e-6], [4, 4, 4, 4, 4, 4])
+    assert rare.low <= rare.value <= rare.high < 10 * rare.value
 
 
 @pytest.mark.parametrize("n", [2, 3])
