@@ -46,7 +46,8 @@ def linked_items(path: Path, images: Path) -> list[Item]:
                 f"{where}: {bench} item lacks a usable {error}; see linked_items.jsonl for the layout: {json.dumps(row)[:120]}"
             ) from None
         image_path(images, image, where)
-        items.append(Item(bench, index, image, prompt, answer, options, unit=image, task=split))
+        rule = "pope" if bench == "POPE" else "first-character"
+        items.append(Item(bench, index, image, prompt, answer, options, unit=image, task=split, rule=rule))
     if not items:
         raise InputError(f"{path}: holds no CV-Bench or POPE item")
     return items

@@ -9,17 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks import scorers
 from benchmarks.statistics import Unit, mean_interval
-from benchmarks.suites import (
-    BENCHMARKS,
-    Item,
-    chance,
-    check_complete,
-    is_parsed,
-    is_right,
-    natural_accuracies,
-    unit_scores,
-)
+from benchmarks.suites import BENCHMARKS, Item, chance, check_complete, natural_accuracies, unit_scores
 from dpa.errors import InputError
 from dpa.lineage import commit, is_complete, read_lineage
 from dpa.methods import METHODS
@@ -45,8 +37,13 @@ class Score:
     detail: dict[str, float]
 
 
-def score(items: Sequence[Item], answers: Mapping[tuple[str, str], str]) -> Score:
-    """The score of one benchmark's items. InputError when an item has no answer: part of a benchmark is no score."""
+def score(
+    items: Sequence[Item], answers: Mapping[tuple[str, str], str], values: Mapping[str, float] | None = None
+) -> Score:
+    """The score of one benchmark's items. InputError when an item has no answer: part of a benchmark is no score.
+
+    values: what each item (by its index) scores, 0 to 1, by another scorer than the items' own rule.
+    """
     check_complete(items)
     name = items[0].benchmark
     missing = [item.index for item in items if (name, item.index) not in answers]
@@ -55,17 +52,19 @@ def score(items: Sequence[Item], answers: Mapping[tuple[str, str], str]) -> Scor
             f"{name}: {len(missing)} of {len(items)} items have no prediction (first: {missing[0]}); run the prediction again, it continues"
         )
     given = [answers[name, item.index] for item in items]
-    right = [is_right(item, answer) for item, answer in zip(items, given, strict=True)]
-    by_task = unit_scores(items, right)
+    pairs = list(zip(items, given, strict=True))
+    worth = [scorers.value(i, said) if values is None else values[i.index] for i, said in pairs]
+    by_task = unit_scores(items, worth)
     samples = tuple(tuple(units) for units in by_task.values())
     mean, low, high = mean_interval([samples])
     detail = {
         f"{task} accuracy": 100 * sum(s for s, _ in u) / sum(n for _, n in u) for task, u in by_task.items() if task
     }
-    detail["single accuracy"] = 100 * sum(right) / len(right)
+    detail["single accuracy"] = 100 * sum(worth) / len(worth)
     if BENCHMARKS[name].metric == "group":
+        right = [x == 1 for x in worth]
         detail |= {f"{key} accuracy": 100 * value for key, value in natural_accuracies(items, right).items()}
-    unparsed = sum(not is_parsed(item, answer) for item, answer in zip(items, given, strict=True))
+    unparsed = sum(not scorers.is_parsed(i, said) for i, said in pairs)
     return Score(
         name, 100 * mean, 100 * low, 100 * high, chance(items), sum(map(len, samples)), unparsed, samples, detail
     )

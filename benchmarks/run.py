@@ -27,8 +27,8 @@ from benchmarks import suites
 from benchmarks.lab import items_folder, lab_items
 from benchmarks.predict import asked_by, read_predictions, settings, write_items
 from benchmarks.records import append_records, score, trained_as
+from benchmarks.suite_table import Table, as_markdown, as_text, differences, suite_rows, unparsed
 from benchmarks.suites import Item
-from benchmarks.tables import Table, as_markdown, as_text, differences, suite_rows, unparsed
 from dpa import card
 from dpa.errors import InputError, command
 from dpa.lineage import LINEAGE, file_hash, is_complete, provenance, read_lineage, write_json

@@ -6,15 +6,15 @@ Nothing here imports torch.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
 from dpa.errors import InputError
 
-Metric = Literal["accuracy", "pair", "group"]
-LETTERS = "ABCDEF"
+Metric = Literal["accuracy", "pair", "group", "circular"]
+WHOLE = ("pair", "group", "circular")  # metrics whose unit counts only if all its questions are right
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,10 @@ class Item:
     """One question about one picture.
 
     index: unique within its benchmark; unit: what is resampled together (the item, the MMVP pair, the NaturalBench
-    group, the photo of several items); task: the column of a finer table; answer: the text of the right option; options: all of them, in order.
-    NaturalBench items carry (question, image) numbers in `slot`.
+    group, the rotations of an MMBench question, the document or photo of several items); task: the column of a finer
+    table; answer: the text of the right option; options: all of them, in order, none of an open question, whose accepted
+    answers are `answers`. rule: how an answer counts, of `benchmarks.scorers.RULES`. NaturalBench items carry (question,
+    image) numbers in `slot`.
     """
 
     benchmark: str
@@ -35,36 +37,53 @@ class Item:
     unit: str
     task: str
     slot: tuple[int, int] = (0, 0)
+    answers: tuple[str, ...] = ()
+    rule: str = "option"
 
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_json(cls, fields: dict) -> Item:
-        return cls(**{**fields, "options": tuple(fields["options"]), "slot": tuple(fields["slot"])})
+        lists = {name: tuple(fields[name]) for name in ("options", "slot", "answers") if name in fields}
+        return cls(**(fields | lists))
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """name: the paper's column; metric: when a unit counts; by_task: whether its tasks are averaged with equal weight."""
+    """name: the paper's column; metric: when a unit counts; by_task: whether its tasks are averaged with equal weight.
+
+    scale: what the paper prints for a perfect score; inside, scores run from 0 to 100. units: how many the official set
+    has of what is resampled, called `unit`; 0 where there is no one official set.
+    """
 
     name: str
     metric: Metric
     by_task: bool = False
+    scale: int = 100
+    units: int = 0
+    unit: str = "items"
 
 
 BENCHMARKS = {
     b.name: b
     for b in (
-        Benchmark("CVBench-2D", "accuracy", by_task=True),  # count, relation
-        Benchmark("CVBench-3D", "accuracy", by_task=True),  # depth, distance
-        Benchmark("MMVP", "pair"),
-        Benchmark("NaturalBench", "group"),
+        Benchmark("MMBench", "circular", units=1164, unit="questions in all their rotations"),
+        Benchmark("OCRBench", "accuracy", scale=1000, units=1000),
+        Benchmark("DocVQA", "accuracy", units=5349, unit="questions"),  # ANLS; resampled by document
+        Benchmark("AI2D", "accuracy", units=3088),
+        Benchmark("CVBench-2D", "accuracy", by_task=True, units=1438),  # ADE20K, COCO; the lab's: count, relation
+        Benchmark("CVBench-3D", "accuracy", by_task=True, units=1200),  # Omni3D; the lab's: depth, distance
+        Benchmark("MMVP", "pair", units=150, unit="pairs"),
+        Benchmark("NaturalBench", "group", units=1900, unit="groups"),
         Benchmark("CV-Bench", "accuracy"),  # the real items whose photos are at hand, one column
+        Benchmark("MMStar", "accuracy", units=1500),
         Benchmark("POPE", "accuracy"),
     )
 }
-SUITES = {"vision-centric": ("CVBench-2D", "CVBench-3D", "MMVP", "NaturalBench")}
+GENERAL = ("MMBench", "OCRBench", "DocVQA", "AI2D")
+VISION = ("CVBench-2D", "CVBench-3D", "MMVP", "NaturalBench")
+SUITES = {"vision-centric": VISION, "general": GENERAL, "all": GENERAL + VISION}  # in the order of the paper's Table 1
 
 
 def suite(name: str) -> tuple[str, ...]:
@@ -75,73 +94,39 @@ def suite(name: str) -> tuple[str, ...]:
         raise InputError(f"unknown suite {name!r}; there is {', '.join(SUITES)}") from None
 
 
-def normalise(answer: str) -> str:
-    """An answer as Cambrian's scorer reads it: lower case, without "answer is", "answer:" and the marks . : ( ) ,"""
-    text = answer.lower().strip()
-    for phrase in ("the answer is", "answer is", "answer:"):
-        text = text.replace(phrase, "")
-    return re.sub(r"[.:(),]", " ", text).strip()
-
-
-def is_right(item: Item, prediction: str) -> bool:
-    """Whether a prediction names the right option. No judge and no guess; an empty answer is wrong everywhere.
-
-    CV-Bench (Cambrian): only the first character of the answer counts, as a letter. POPE, as its authors do: a first
-    sentence with "no" or "not" is a no, any other answer a yes. Else: the right option's letter or its text.
-    """
-    if not prediction.strip():
-        return False
-    if item.benchmark == "POPE":
-        words = set(re.split(r"[^a-z]+", prediction.split(".")[0].lower()))
-        return ("no" if {"no", "not"} & words else "yes") == item.answer
-    given = normalise(prediction)
-    letter = LETTERS[item.options.index(item.answer)].lower()
-    if item.benchmark == "CV-Bench":
-        return given[:1] == letter
-    if given == normalise(item.answer):
-        return True
-    return given == letter and letter not in map(normalise, item.options)
-
-
-def is_parsed(item: Item, prediction: str) -> bool:
-    """Whether a prediction plainly names an option (yes or no for POPE); the others are counted apart."""
-    given = normalise(prediction)
-    if item.benchmark == "POPE":
-        return bool({"yes", "no", "not"} & set(re.split(r"[^a-z]+", given)))
-    letters = LETTERS[: len(item.options)]
-    if item.benchmark == "CV-Bench" and re.match(rf"\(?[{letters}]\b", prediction.strip()):
-        return True
-    return given in {letter.lower() for letter in letters} | set(map(normalise, item.options))
-
-
 def check_complete(items: Sequence[Item]) -> None:
-    """InputError unless every MMVP pair has both halves and every NaturalBench group its four questions."""
-    sizes: dict[tuple[str, str], int] = {}
+    """InputError unless every MMVP pair has both halves, every NaturalBench group its four questions and every circular
+    question as many rotations as options.
+    """
+    sizes: dict[tuple[str, str], tuple[int, Item]] = {}
     for item in items:
-        sizes[item.benchmark, item.unit] = sizes.get((item.benchmark, item.unit), 0) + 1
-    for (name, unit), size in sizes.items():
-        wanted = {"pair": 2, "group": 4}.get(BENCHMARKS[name].metric)
+        size, _ = sizes.get((item.benchmark, item.unit), (0, item))
+        sizes[item.benchmark, item.unit] = size + 1, item
+    for (name, unit), (size, item) in sizes.items():
+        metric = BENCHMARKS[name].metric
+        wanted = {"pair": 2, "group": 4, "circular": len(item.options)}.get(metric)
         if wanted is not None and size != wanted:
             raise InputError(
-                f"{name} {BENCHMARKS[name].metric} {unit!r} has {size} of its {wanted} questions; a score over part of it would mean something else, give them all"
+                f"{name} {metric} {unit!r} has {size} of its {wanted} questions; a score over part of it would mean something else, give them all"
             )
 
 
-def unit_scores(items: Sequence[Item], right: Sequence[bool]) -> dict[str, list[tuple[float, float]]]:
+def unit_scores(items: Sequence[Item], values: Sequence[float]) -> dict[str, list[tuple[float, float]]]:
     """{task: units} of one benchmark, a unit as (sum of scores, number of items); one task "" unless the benchmark averages tasks.
 
-    A pair or group is one item that scores 1 when all its questions are right.
+    values: of each item, 0 to 1. A pair, group or circular question is one item that scores 1 when all its questions are right.
     """
     if not items:
         return {}
     benchmark = BENCHMARKS[items[0].benchmark]
-    grouped: dict[tuple[str, str], list[bool]] = {}
-    for item, hit in zip(items, right, strict=True):
-        grouped.setdefault((item.task if benchmark.by_task else "", item.unit), []).append(hit)
+    grouped: dict[tuple[str, str], list[float]] = {}
+    for item, value in zip(items, values, strict=True):
+        grouped.setdefault((item.task if benchmark.by_task else "", item.unit), []).append(value)
     scores: dict[str, list[tuple[float, float]]] = {}
     for (task, _), hits in grouped.items():
-        whole = benchmark.metric in ("pair", "group")
-        scores.setdefault(task, []).append((float(all(hits)), 1.0) if whole else (float(sum(hits)), float(len(hits))))
+        whole = benchmark.metric in WHOLE
+        units = scores.setdefault(task, [])
+        units.append((float(min(hits) == 1), 1.0) if whole else (float(sum(hits)), float(len(hits))))
     return scores
 
 
@@ -160,15 +145,18 @@ def natural_accuracies(items: Sequence[Item], right: Sequence[bool]) -> dict[str
 
 
 def chance(items: Sequence[Item]) -> float:
-    """Score of uniform guessing among the options, 0 to 100, by the benchmark's own metric and mean over its tasks."""
+    """Score of uniform guessing among the options, 0 to 100, by the benchmark's own metric and mean over its tasks.
+
+    Open questions count 0. Rotations are guessed each for itself.
+    """
     benchmark = BENCHMARKS[items[0].benchmark]
     odds: dict[str, dict[str, list[float]]] = {}
     for item in items:
         task = item.task if benchmark.by_task else ""
-        odds.setdefault(task, {}).setdefault(item.unit, []).append(1 / len(item.options))
+        odds.setdefault(task, {}).setdefault(item.unit, []).append(1 / len(item.options) if item.options else 0.0)
     means = []
     for units in odds.values():
-        if benchmark.metric in ("pair", "group"):
+        if benchmark.metric in WHOLE:
             means.append(sum(math.prod(unit) for unit in units.values()) / len(units))
         else:
             flat = [p for unit in units.values() for p in unit]

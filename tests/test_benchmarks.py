@@ -15,9 +15,10 @@ from benchmarks import predict, suites
 from benchmarks.lab import lab_items
 from benchmarks.linked import linked_items
 from benchmarks.records import append_records, average, cut_torn_line, score
+from benchmarks.scorers import is_parsed, value
 from benchmarks.statistics import mean_interval, paired_interval, seed_interval
-from benchmarks.suites import Item, chance, check_complete, is_parsed, is_right, natural_accuracies, suite, unit_scores
-from benchmarks.tables import as_markdown, as_text, differences, suite_rows, unparsed
+from benchmarks.suite_table import as_markdown, as_text, differences, suite_rows, unparsed
+from benchmarks.suites import Item, chance, check_complete, natural_accuracies, suite, unit_scores
 from dpa.errors import InputError
 from tests.conftest import ROOT
 
@@ -57,14 +58,14 @@ def item(**changes) -> Item:
     ],
 )
 def test_cambrian_scorer(answer, right, parsed):
-    assert is_right(item(), answer) is right
+    assert (value(item(), answer) == 1) is right
     assert is_parsed(item(), answer) is parsed
 
 
 def test_cv_bench_reads_the_first_character():
-    counted = item(benchmark="CV-Bench", answer="3", options=("2", "3"))
-    assert is_right(counted, "(B) 3") and is_right(counted, "B") and is_parsed(counted, "(B) 3")
-    assert not is_right(counted, "A 3") and not is_right(counted, "3")
+    counted = item(benchmark="CV-Bench", rule="first-character", answer="3", options=("2", "3"))
+    assert value(counted, "(B) 3") and value(counted, "B") and is_parsed(counted, "(B) 3")
+    assert not value(counted, "A 3") and not value(counted, "3")
     assert not is_parsed(counted, "a man riding a wave"), "it counts as A by the protocol, and as unparsed here"
 
 
@@ -79,8 +80,8 @@ def test_cv_bench_reads_the_first_character():
     ],
 )
 def test_pope_reads_the_first_sentence(answer, said):
-    asked = item(benchmark="POPE", answer="yes", options=("yes", "no"))
-    assert is_right(asked, answer) is (said == "yes")
+    asked = item(benchmark="POPE", rule="pope", answer="yes", options=("yes", "no"))
+    assert (value(asked, answer) == 1) is (said == "yes")
 
 
 def test_lab_items_are_balanced_and_right(items):
@@ -111,7 +112,7 @@ def test_a_constant_answer_earns_no_pair_and_no_group(items):
     for name in ("MMVP", "NaturalBench"):
         asked = of(items, name)
         for constant in {i.answer for i in asked}:
-            right = [is_right(i, constant) for i in asked]
+            right = [value(i, constant) for i in asked]
             assert sum(s for s, _ in unit_scores(asked, right)[""]) == 0
 
 
@@ -153,9 +154,9 @@ def test_score_needs_every_answer(items):
 
 
 def test_perfect_and_hopeless_scores_keep_an_interval(items):
-    for right, value in ((True, 100.0), (False, 0.0)):
+    for right, worth in ((True, 100.0), (False, 0.0)):
         result = score(of(items, "MMVP"), {("MMVP", i.index): i.answer if right else "" for i in of(items, "MMVP")})
-        assert result.value == value and result.high - result.low > 5
+        assert result.value == worth and result.high - result.low > 5
         assert result.unparsed == (0 if right else 40)
 
 
