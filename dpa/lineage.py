@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ LINEAGE = "lineage.json"
 # weights (.bin for the CLIP towers that have no other; transformers loads it with weights_only), settings, tokenizer
 HUB_FILES = ["*.safetensors", "pytorch_model*.bin", "*.json", "*.jinja", "tokenizer.model", "merges.txt"]
 MODEL_FILES = ("*.safetensors", "*.bin", "*config.json", "tokenizer.json", "tokenizer.model", "*.jinja")
+SECRET = re.compile(r"--.*(token|key|secret|password)", re.IGNORECASE)  # a flag whose value is one
 PACKAGES = (
     "torch",
     "transformers",
@@ -129,19 +131,14 @@ def provenance() -> dict:
 
 
 def without_secrets(arguments: list[str]) -> list[str]:
-    """A command line with the values of flags that hold a token or key left out."""
+    """A command line with the values of flags that hold a token, key or password left out (`--text-tokens` holds a count)."""
     kept: list[str] = []
-    for index, argument in enumerate(arguments):
-        flag = argument.split("=")[0]
-        if (
-            index
-            and "token" in arguments[index - 1]
-            and arguments[index - 1].startswith("--")
-            and "=" not in arguments[index - 1]
-        ):
-            kept.append("...")
-        else:
-            kept.append(f"{flag}=..." if "token" in flag and "=" in argument else argument)
+    hide = False
+    for argument in arguments:
+        flag, equals, _ = argument.partition("=")
+        secret = bool(SECRET.fullmatch(flag))
+        kept.append("..." if hide else f"{flag}=..." if secret and equals else argument)
+        hide = secret and not equals
     return kept
 
 
