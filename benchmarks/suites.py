@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import zip_longest
 from typing import Literal
 
 from dpa.errors import InputError
@@ -94,21 +95,35 @@ def suite(name: str) -> tuple[str, ...]:
         raise InputError(f"unknown suite {name!r}; there is {', '.join(SUITES)}") from None
 
 
-def check_complete(items: Sequence[Item]) -> None:
-    """InputError unless every MMVP pair has both halves, every NaturalBench group its four questions and every circular
-    question as many rotations as options.
+def check_complete(items: Sequence[Item], source: str = "") -> None:
+    """InputError, which names `source`, unless every MMVP pair has both halves, every NaturalBench group its four questions
+    and every circular question as many rotations as options that move ("all of the above" may keep its place).
     """
-    sizes: dict[tuple[str, str], tuple[int, Item]] = {}
+    units: dict[tuple[str, str], list[Item]] = {}
     for item in items:
-        size, _ = sizes.get((item.benchmark, item.unit), (0, item))
-        sizes[item.benchmark, item.unit] = size + 1, item
-    for (name, unit), (size, item) in sizes.items():
+        units.setdefault((item.benchmark, item.unit), []).append(item)
+    for (name, unit), own in units.items():
         metric = BENCHMARKS[name].metric
-        wanted = {"pair": 2, "group": 4, "circular": len(item.options)}.get(metric)
-        if wanted is not None and size != wanted:
+        moving = sum(len(set(texts)) > 1 for texts in zip_longest(*(item.options for item in own)))
+        all_move = len(own[0].options)
+        wanted = {"pair": 2, "group": 4, "circular": moving if len(own) > 1 else all_move}.get(metric)
+        if wanted is not None and len(own) != wanted:
+            whole, parts = ("question", "rotations") if metric == "circular" else (metric, "questions")
             raise InputError(
-                f"{name} {metric} {unit!r} has {size} of its {wanted} questions; a score over part of it would mean something else, give them all"
+                f"{source}{': ' if source else ''}{name} {whole} {unit} has {len(own)} of its {wanted} {parts}; a score over part of them would mean something else, give them all"
             )
+
+
+def limited(items: Sequence[Item], number: int | None) -> list[Item]:
+    """The items of the first `number` units of each benchmark, so that pairs and groups stay whole; None: all of them."""
+    units: dict[str, set[str]] = {}
+    kept = []
+    for item in items:
+        own = units.setdefault(item.benchmark, set())
+        if number is None or item.unit in own or len(own) < number:
+            own.add(item.unit)
+            kept.append(item)
+    return kept
 
 
 def unit_scores(items: Sequence[Item], values: Sequence[float]) -> dict[str, list[tuple[float, float]]]:

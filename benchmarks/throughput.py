@@ -88,7 +88,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
 
     from analysis.scoring import text_scores
     from benchmarks.lab import lab_items
-    from benchmarks.predict import answers
+    from benchmarks.predict import answers, questions
 
     llm, llava, processor = build(options)
     texts = captions(options.texts, options.text_tokens)
@@ -97,9 +97,10 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         images = Path(folder) / "pictures"
         items = lab_items(images, single=-(-options.items // 4), pairs=0, groups=0)
         number["evaluation"] = len(items)
+        asked = questions(items, images)
 
         def ask(batch_size: int) -> None:
-            list(answers(llava, processor, items, images, batch_size=batch_size, max_new_tokens=options.new_tokens))
+            list(answers(llava, processor, asked, images, batch_size=batch_size, max_new_tokens=options.new_tokens))
 
         pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
             "scoring": (
