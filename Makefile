@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/installed
 
-.PHONY: table seeds real rehearsal styles forecast figures notebooks test test-all lint check-foundations clean
+.PHONY: table seeds real rehearsal styles forecast figures notebooks test test-all lint check-foundations harness harness-full clean
 
 table: $(STAMP)
 	$(BIN)/python -m benchmarks.run --suite vision-centric
@@ -57,5 +57,29 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
+HARNESS := .venv-vlmevalkit
+harness: $(HARNESS)/installed  ## VLMEvalKit's prompts and scorers in their own environment, without its models and their needs
+
+$(HARNESS)/installed: harness-constraints.txt
+	$(PYTHON) -m venv $(HARNESS)
+	$(HARNESS)/bin/python -m pip install --quiet --constraint harness-constraints.txt \
+	    pandas numpy pillow tqdm tabulate validators sty filelock huggingface_hub
+	$(HARNESS)/bin/python -m pip install --quiet --constraint harness-constraints.txt --no-deps ms-vlmeval
+	touch $@
+
+FULL_NEEDS = xlsxwriter openpyxl transformers accelerate datasets termcolor python-dotenv matplotlib einops requests rich \
+    sentencepiece tiktoken portalocker omegaconf imageio opencv-python-headless timeout-decorator json_repair scikit-learn \
+    nltk openai google-genai sympy levenshtein decord jieba rouge math-verify pylatexenc==2.10 num2words qwen_vl_utils
+harness-full: $(HARNESS)-full/installed  ## the whole kit, only to be held against the light one (on CPU; 3 GB)
+
+$(HARNESS)-full/installed: harness-constraints.txt tests/torchvision_operators.py
+	$(PYTHON) -m venv $(HARNESS)-full
+	$(HARNESS)-full/bin/python -m pip install --quiet $(TORCH)
+	$(HARNESS)-full/bin/python -m pip install --quiet --constraint harness-constraints.txt \
+	    pandas numpy pillow tqdm tabulate validators sty filelock huggingface_hub $(FULL_NEEDS)
+	$(HARNESS)-full/bin/python -m pip install --quiet --constraint harness-constraints.txt --no-deps ms-vlmeval torchvision
+	cp tests/torchvision_operators.py "$$($(HARNESS)-full/bin/python -c 'import site; print(site.getsitepackages()[0])')/sitecustomize.py"
+	touch $@
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv $(HARNESS) $(HARNESS)-full runs
