@@ -10,9 +10,12 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
+from PIL import Image
 from tqdm import tqdm
 
 from benchmarks.suites import Item
@@ -63,13 +66,25 @@ def lab_items(
                         slot=(number, image),
                     )
                 )
-    if folder is not None and not folder.is_dir():
-        drawing = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-        drawing.mkdir(parents=True, exist_ok=True)
-        for name, scene in tqdm(pictures.items(), desc="drawing the lab's items", unit="img", leave=False, delay=2):
-            render(scene).save(drawing / name)
-        drawing.rename(folder)
+    if folder is not None:
+        drawn(folder, {name: partial(render, scene) for name, scene in pictures.items()})
     return items
+
+
+def drawn(folder: Path, pictures: Mapping[str, Callable[[], Image.Image]]) -> None:
+    """Draw pictures under their names into a folder, which is there whole or not at all; nothing if it is there."""
+    if folder.is_dir():
+        return
+    drawing = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    drawing.mkdir(parents=True, exist_ok=True)
+    for name, picture in tqdm(pictures.items(), desc="drawing the lab's items", unit="img", leave=False, delay=2):
+        picture().save(drawing / name)
+    try:
+        drawing.rename(folder)
+    except OSError:  # of two runs started together the other one was first
+        if not folder.is_dir():
+            raise
+        shutil.rmtree(drawing)
 
 
 def items_folder(output: Path) -> Path:
