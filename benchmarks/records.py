@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from benchmarks import scorers
 from benchmarks.statistics import Unit, mean_interval
@@ -38,11 +39,15 @@ class Score:
 
 
 def score(
-    items: Sequence[Item], answers: Mapping[tuple[str, str], str], values: Mapping[str, float] | None = None
+    items: Sequence[Item],
+    answers: Mapping[tuple[str, str], str],
+    values: Mapping[str, float] | None = None,
+    parsed: Mapping[str, bool] | None = None,
 ) -> Score:
     """The score of one benchmark's items. InputError when an item has no answer: part of a benchmark is no score.
 
-    values: what each item (by its index) scores, 0 to 1, by another scorer than the items' own rule.
+    values: what each item (by its index) scores, 0 to 1, by another scorer than the items' own rule; parsed: whether that
+    one could read its answer.
     """
     check_complete(items)
     name = items[0].benchmark
@@ -64,7 +69,7 @@ def score(
     if BENCHMARKS[name].metric == "group":
         right = [x == 1 for x in worth]
         detail |= {f"{key} accuracy": 100 * value for key, value in natural_accuracies(items, right).items()}
-    unparsed = sum(not scorers.is_parsed(i, said) for i, said in pairs)
+    unparsed = sum(not (scorers.is_parsed(i, said) if parsed is None else parsed[i.index]) for i, said in pairs)
     return Score(
         name, 100 * mean, 100 * low, 100 * high, chance(items), sum(map(len, samples)), unparsed, samples, detail
     )
@@ -84,15 +89,14 @@ def append_records(
     trained: dict,
     seed: int,
     mode: str,
-    data: str,
-    data_hash: str,
+    data: Mapping[str, Any],
     prediction_hash: str,
     seconds: float,
     asked_by: dict,
 ) -> None:
     """Append one line a score unless a line of the same predictions, data and value is there.
 
-    `trained` is what `trained_as` tells of the model. `asked_by` is the provenance of the process that asked the model (it stands in the predictions file); the scorer's own commit
+    `data` says what was asked and who scored it, with a "data_hash"; `trained` is what `trained_as` tells of the model. `asked_by` is the provenance of the process that asked the model (it stands in the predictions file); the scorer's own commit
     is recorded beside it. A torn last line, from a kill, is cut off first.
     """
     known = set()
@@ -101,15 +105,13 @@ def append_records(
         for line in path.read_text(encoding="utf-8").split("\n"):
             try:
                 row = json.loads(line)
-                known.add((row["benchmark"], row["predictions"], row["data_hash"], row["value"]))
+                known.add(_identity(row))
             except (json.JSONDecodeError, KeyError, TypeError):
                 continue  # the empty line behind the last newline
     path.parent.mkdir(parents=True, exist_ok=True)
     scored_by = {"scored_at_commit": commit()}
     with open(path, "a", encoding="utf-8") as file:
         for s in scores:
-            if (s.benchmark, prediction_hash, data_hash, round(s.value, 3)) in known:
-                continue
             row = {
                 "model": model,
                 **trained,
@@ -123,14 +125,20 @@ def append_records(
                 "units": s.units,
                 "unparsed": s.unparsed,
                 "detail": {key: round(value, 3) for key, value in s.detail.items()},
-                "data": data,
-                "data_hash": data_hash,
+                **data,
                 "predictions": prediction_hash,
                 "seconds": round(seconds, 1),
             }
-            file.write(json.dumps(row | scored_by | asked_by) + "\n")
+            if _identity(row) not in known:
+                file.write(json.dumps(row | scored_by | asked_by) + "\n")
         file.flush()
         os.fsync(file.fileno())
+
+
+def _identity(row: Mapping[str, Any]) -> tuple:
+    """What makes two records the same measurement."""
+    own = ("benchmark", "predictions", "data_hash", "value")
+    return (*(row[name] for name in own), row.get("scorer"), row.get("limit"))
 
 
 def trained_as(model: Path) -> dict[str, str]:

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 
 from benchmarks import predict, suites
+from benchmarks.formats import markdown_table, text_table
 from benchmarks.lab import lab_items
 from benchmarks.linked import linked_items
 from benchmarks.records import append_records, average, cut_torn_line, score
 from benchmarks.scorers import is_parsed, value
-from benchmarks.statistics import mean_interval, paired_interval, seed_interval
-from benchmarks.suite_table import as_markdown, as_text, differences, suite_rows, unparsed
+from benchmarks.suite_table import differences, suite_rows, unparsed
 from benchmarks.suites import Item, chance, check_complete, natural_accuracies, suite, unit_scores
 from dpa.errors import InputError
 from tests.conftest import ROOT
@@ -160,49 +160,6 @@ def test_perfect_and_hopeless_scores_keep_an_interval(items):
         assert result.unparsed == (0 if right else 40)
 
 
-def test_interval_covers_what_it_says():
-    """95 % intervals of a two-task mean contain the truth in 90 to 99 % of 400 simulated benchmarks."""
-    rng = np.random.default_rng(1)
-    hits = 0
-    for run in range(400):
-        tasks = [[(float(hit), 1.0) for hit in rng.random(150) < p] for p in (0.3, 0.7)]
-        _, low, high = mean_interval([tasks], seed=run)
-        hits += low <= 0.5 <= high
-    assert 360 <= hits <= 396
-
-
-def test_paired_interval_calls_noise_noise():
-    """Two methods of equal skill on the same items: the interval excludes 0 in about 5 % of simulations."""
-    rng = np.random.default_rng(2)
-    false = 0
-    for run in range(400):
-        difficulty = rng.random(150)
-        a, b = ([(float(hit), 1.0) for hit in rng.random(150) > difficulty] for _ in range(2))
-        _, low, high = paired_interval([[a]], [[b]], seed=run)
-        false += low > 0 or high < 0
-    assert 6 <= false <= 38
-    better, worse = [(1.0, 1.0)] * 150, [(0.0, 1.0)] * 40 + [(1.0, 1.0)] * 110
-    assert paired_interval([[better]], [[worse]])[1] > 0.1
-
-
-def test_interval_of_clusters_is_wider():
-    """Ten photos with ten questions each, all right or all wrong, say less than a hundred photos."""
-    photos = [(10.0, 10.0)] * 5 + [(0.0, 10.0)] * 5
-    singles = [(1.0, 1.0)] * 50 + [(0.0, 1.0)] * 50
-    (_, low, high), (mean, inner_low, inner_high) = mean_interval([[photos]]), mean_interval([[singles]])
-    assert mean == 0.5 and low < inner_low - 0.1 and high > inner_high + 0.1
-
-
-def test_seed_interval():
-    assert seed_interval([1.0])[1:] == (-np.inf, np.inf)
-    mean, low, high = seed_interval([1.0, 2.0, 3.0])
-    assert (mean, low, high) == (
-        2.0,
-        pytest.approx(2 - 4.303 * 3**-0.5, abs=1e-3),
-        pytest.approx(2 + 4.303 * 3**-0.5, abs=1e-3),
-    )
-
-
 def test_table_reads_well(items):
     names = suite("vision-centric")
     answers = {(i.benchmark, i.index): i.answer for i in items}
@@ -214,9 +171,9 @@ def test_table_reads_well(items):
     rows = suite_rows(table, names)
     assert rows[0] == ["method", *names, "Avg"] and rows[-1][0] == "chance"
     assert rows[1][1].startswith("100.0 [") and rows[2][1].startswith("0.0 [")
-    text = as_text(rows)
+    text = text_table(rows)
     assert len({line.index("100.0") for line in text.splitlines() if "100.0" in line}) == 1
-    assert as_markdown(rows).count("\n") == len(rows)
+    assert markdown_table(rows).count("\n") == len(rows)
     assert average(table["vanilla", 0, "seen"])[0] == 100
     table |= {("dpa", 0, mode): table["vanilla", 0, "blind"] for mode in ("seen", "blind")}
     assert differences(table) == ["dpa - vanilla, seed 0: -100.0 [-100.0, -100.0], more than item noise"]
@@ -228,8 +185,16 @@ def test_records_are_appended_once(tmp_path, items):
     scores = [score(of(items, "MMVP"), {("MMVP", i.index): i.answer for i in of(items, "MMVP")})]
 
     def append(digest):
-        about = {"model": "m", "seed": 0, "mode": "seen", "data": "lab", "data_hash": "d", "seconds": 1.0}
-        append_records(path, scores, **about, trained={}, prediction_hash=digest, asked_by={"commit": "c"})
+        about = {"model": "m", "seed": 0, "mode": "seen", "seconds": 1.0}
+        append_records(
+            path,
+            scores,
+            **about,
+            data={"data": "lab", "data_hash": "d"},
+            trained={},
+            prediction_hash=digest,
+            asked_by={"commit": "c"},
+        )
 
     append("a")
     append("a")
