@@ -23,9 +23,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from tqdm import tqdm
 
@@ -199,10 +200,11 @@ def predict(
     shards: int = 1,
     shard: tuple[int, int] | None = None,
     limit: int | None = None,
+    pool: ProcessPoolExecutor | None = None,
 ) -> None:
     """Ask the checkpoint in folder (or hub id) `model` every item that `out` does not answer yet; append the answers.
 
-    shards: so many processes share the work. shard (i of N, from 1): the share of this one machine alone, into a part
+    shards: so many processes share the work, those of `pool` (of `shard_pool`) if it is given. shard (i of N, from 1): the share of this one machine alone, into a part
     beside `out` that a later call without it merges. limit: only the first so many units of each benchmark are asked,
     into a file that a call without it continues. concurrency: questions a server has at a time; `model` is then the name
     of its model. `out` with the suffix `.seconds` says how long the last run took.
@@ -232,7 +234,8 @@ def predict(
             read_all_parts(out, wanted)
         work = _Work(model, images, wanted, how, batch_size, concurrency)
         if shards > 1:
-            _share(work, asked, out, shards)
+            with nullcontext(pool) if pool is not None else shard_pool(shards) as processes:
+                _share(work, asked, out, shards, processes)
             merge(out, wanted)
         else:
             _ask(work, asked, target, shard[0] - 1 if shard else 0)
@@ -252,18 +255,27 @@ class _Work:
     concurrency: int
 
 
-def _share(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, shards: int) -> None:
-    """Ask in `shards` processes, each with every so-manieth question and a part file of its own."""
-    pairs = list(asked.items())
+@contextmanager
+def shard_pool(shards: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes for `predict`, each on a GPU of its own (counted round), that keep the checkpoint between its calls."""
     spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's threads and CUDA
-    with ProcessPoolExecutor(shards, mp_context=spawn, initializer=_start_shard) as pool:
+    started = spawn.Value("i", 0)
+    with ProcessPoolExecutor(shards, mp_context=spawn, initializer=_start_shard, initargs=(started,)) as pool:
+        yield pool
+
+
+def _share(
+    work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, shards: int, pool: ProcessPoolExecutor
+) -> None:
+    """Ask in the processes of the pool, each every so-manieth question into a part file of its own."""
+    pairs = list(asked.items())
+    try:
         futures = [
             pool.submit(
                 _ask_part, work, dict(pairs[number::shards]), part_file(out, number + 1, shards), number, shards
             )
             for number in range(shards)
         ]
-    try:
         for error in [future.exception() for future in futures]:
             if error is not None:
                 raise error
@@ -273,8 +285,15 @@ def _share(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, sha
         ) from None
 
 
-def _start_shard() -> None:
-    """Have this process end when the one that started it does, however it ends."""
+_own_number = 0  # of a shard's process, in the order of their starts
+
+
+def _start_shard(started: Any) -> None:
+    """Give this process its number, and have it end when the one that started it does, however it ends."""
+    global _own_number
+    with started.get_lock():
+        _own_number = started.value
+        started.value += 1
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
@@ -287,7 +306,7 @@ def _start_shard() -> None:
 
 
 def _ask(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, number: int, shards: int = 1) -> None:
-    """Ask and append to `out`. number: of this shard, from 0, which decides its GPU; with several each has one thread."""
+    """Ask and append to `out`. number: of this share, from 0; of several each has one thread."""
     if not asked:  # more shards than questions
         return
     how = work.how
@@ -295,7 +314,7 @@ def _ask(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, numbe
         client = server.connect(how.server)
         batches = server.answers(client, work.model, asked, work.images, how, concurrency=work.concurrency)
     else:
-        net, processor = load(work.model, how, number, one_thread=shards > 1)
+        net, processor = _loaded(work, _own_number if shards > 1 else number, one_thread=shards > 1)
         batches = answers(
             net,
             processor,
@@ -321,6 +340,18 @@ def _ask(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, numbe
 def _ask_part(work: _Work, asked: Mapping[Question, Sequence[Item]], out: Path, number: int, shards: int) -> None:
     with lock(out):
         _ask(work, asked, out, number, shards)
+
+
+_kept: dict[tuple, tuple[Any, Any]] = {}  # the checkpoint in use, for the next predictions file
+
+
+def _loaded(work: _Work, number: int, *, one_thread: bool) -> tuple[Any, Any]:
+    """As `load`; the same checkpoint is not loaded twice in a row."""
+    key = (work.wanted.get("checkpoint"), work.how.attention, work.how.chat_template, number)
+    if key not in _kept:
+        _kept.clear()  # first: there may be no room for two
+        _kept[key] = load(work.model, work.how, number, one_thread=one_thread)
+    return _kept[key]
 
 
 def load(model: str, how: How = How(), number: int = 0, *, one_thread: bool = False):

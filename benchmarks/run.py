@@ -108,9 +108,8 @@ def main(arguments: list[str] | None = None) -> int:
     output: Path = options.output
     parts = _parts(options)
     modes: list[Mode] = ["seen"]
-    on_lab_items = options.data is None or options.data.is_file()
     modes += [mode for mode in ("blind", "blank", "shuffled") if getattr(options, mode)]
-    if on_lab_items and "blind" not in modes:
+    if not _is_folder(options.data) and "blind" not in modes:
         modes.insert(1, "blind")
     subjects = _subjects(options)
     if options.dry_run:
@@ -120,10 +119,7 @@ def main(arguments: list[str] | None = None) -> int:
         write_items(part.items_file(output), part.items)
     if options.model or options.server:
         sizes = {name: getattr(options, name) for name in ("batch_size", "concurrency", "shards")}
-        for subject in subjects:
-            for part in parts:
-                for mode in modes:
-                    ask(subject, part, output, mode, **sizes)
+        ask(subjects, parts, output, modes, **sizes)
     else:
         jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else usable_cpus())
         complete_lab(subjects, parts, output, options.captions, modes, jobs, options.llm)
@@ -158,17 +154,22 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError("give --model for a checkpoint here, or --server and --server-model, not both")
     if options.data is not None and not (options.model or options.server):
         raise InputError("--data evaluates given checkpoints; give them with --model or --server")
-    if options.data is not None and not options.data.exists():
+    if _is_folder(options.data) and not options.data.is_dir():
         raise InputError(
             f"{options.data}: not there; give the folder of the official sets (`python -m benchmarks.official --data {options.data}` says what belongs there) or a file of real items"
         )
+
+
+def _is_folder(data: Path | None) -> bool:
+    """Whether --data names a folder of official sets, and not a file of real items."""
+    return data is not None and (data.is_dir() or not data.suffix)
 
 
 def _parts(options: argparse.Namespace) -> list[Part]:
     names = suites.suite(options.suite)
     if options.data is None:
         return lab_parts(names, options.output, options.max_new_tokens, options.limit)
-    if options.data.is_file():
+    if not _is_folder(options.data):
         return [linked_part(options.data, options.images, options.max_new_tokens, options.limit)]
 
     @lru_cache
@@ -201,7 +202,7 @@ def _subjects(options: argparse.Namespace) -> list[Subject]:
 def _title(options: argparse.Namespace) -> str:
     if options.data is None:
         title = f"{options.suite}, the lab's items"
-    elif options.data.is_file():
+    elif not _is_folder(options.data):
         title = f"real items of {options.data.name}"
     else:
         title = f"{options.suite}, the official sets in {options.data}"

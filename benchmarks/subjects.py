@@ -8,13 +8,14 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from benchmarks.asked import Part
-from benchmarks.predict import How, Mode, settings
+from benchmarks.predict import How, Mode, predict, settings, shard_pool
 from benchmarks.predictions import read_all_parts
 from benchmarks.suites import limited
 from dpa.errors import InputError
@@ -69,24 +70,32 @@ def lab_subjects(output: Path, captions: str, methods: Sequence[str], seeds: Seq
 
 
 def ask(
-    subject: Subject, part: Part, output: Path, mode: Mode, *, batch_size: int, concurrency: int, shards: int
+    subjects: Sequence[Subject],
+    parts: Sequence[Part],
+    output: Path,
+    modes: Sequence[Mode],
+    *,
+    batch_size: int,
+    concurrency: int,
+    shards: int,
 ) -> None:
-    """Ask a given model what is open; the sizes are those of `benchmarks.predict.predict`."""
-    from benchmarks.predict import predict
-
-    out = subject.predictions(output, part, mode)
-    how = subject.asked_as(part, mode)
-    predict(
-        str(subject.model),
-        part.items,
-        part.images,
-        out,
-        how,
-        limit=part.limit,
-        batch_size=batch_size,
-        concurrency=concurrency,
-        shards=shards,
-    )
+    """Ask given models what is open; the sizes are those of `benchmarks.predict.predict`."""
+    with shard_pool(shards) if shards > 1 else nullcontext() as pool:
+        for subject in subjects:
+            for part in parts:
+                for mode in modes:
+                    predict(
+                        str(subject.model),
+                        part.items,
+                        part.images,
+                        subject.predictions(output, part, mode),
+                        subject.asked_as(part, mode),
+                        limit=part.limit,
+                        batch_size=batch_size,
+                        concurrency=concurrency,
+                        shards=shards,
+                        pool=pool,
+                    )
 
 
 def complete_lab(

@@ -31,6 +31,12 @@ SHORT = How(max_new_tokens=4)
 BLIND = How("blind", max_new_tokens=4)
 
 
+@pytest.fixture(autouse=True)
+def nothing_kept():
+    """No checkpoint of the test before."""
+    predict._kept.clear()
+
+
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory):
     """(items, folder of their pictures), a few of each benchmark."""
@@ -707,6 +713,18 @@ def test_shares_of_machines_are_disjoint_and_merged(checkpoint, asked, whole, tm
     assert len({(row["benchmark"], row["index"]) for row in rows}) == len(rows) == len(whole)
 
 
+def test_a_share_is_continued_and_knows_the_other_parts(checkpoint, asked, whole, tmp_path, monkeypatch, loaded):
+    monkeypatch.setattr(predict, "load", lambda *_, **__: loaded)
+    out, log = tmp_path / "p.jsonl", []
+    monkeypatch.setattr(predict, "answers", spy(predict.answers, log))
+    predict.predict(str(checkpoint), *asked, out, SHORT, shard=(1, 2))
+    predict.predict(str(checkpoint), *asked, out, SHORT, shard=(1, 2))
+    predict.predict(str(checkpoint), *asked, out, SHORT, shard=(1, 4))  # half of what 1 of 2 has, all of it answered
+    assert len(log) == 1 and not out.exists()
+    predict.predict(str(checkpoint), *asked, out, SHORT, shard=(1, 1))
+    assert sum(map(len, log[1].values())) == len(whole) - sum(map(len, log[0].values()))
+
+
 def spy(function, log):
     def called(net, processor, asked, *args, **kwargs):
         log.append(asked)
@@ -802,7 +820,18 @@ def test_shards_give_the_same_answers(checkpoint, asked, whole, tmp_path, loaded
     predict.predict(str(checkpoint), *asked, out, SHORT, shards=2, batch_size=3)
     assert predictions.read_predictions(out) == whole and no_parts(out)
     assert out.with_suffix(".seconds").is_file()
-    assert real or shares == [(0, {"one_thread": True}), (1, {"one_thread": True})]
+    assert real or shares == [(0, {"one_thread": True})], "one process, which keeps the checkpoint for its second share"
+
+
+def test_a_checkpoint_is_loaded_once_for_all_files(checkpoint, asked, tmp_path, loaded, monkeypatch):
+    loads: list = []
+    monkeypatch.setattr(predict, "load", lambda *arguments, **_: loads.append(arguments[0]) or loaded)
+    for mode in ("seen", "blind", "blank"):
+        predict.predict(str(checkpoint), *asked, tmp_path / f"{mode}.jsonl", replace(SHORT, mode=mode), limit=1)
+    assert loads == [str(checkpoint)]
+    other = replace(SHORT, attention="eager")
+    predict.predict(str(checkpoint), *asked, tmp_path / "eager.jsonl", other, limit=1)
+    assert len(loads) == 2 and len(predict._kept) == 1, "another way of attending is another model, and takes its place"
 
 
 def start(checkpoint, asked, out, *more):
@@ -920,8 +949,7 @@ def test_a_share_is_i_of_n(text, capsys):
 
 def test_run_prints_the_same_table_twice(checkpoint, tmp_path, capsys, monkeypatch, asked):
     items, pictures = asked
-    monkeypatch.setattr(run, "lab_items", lambda folder: items)
-    monkeypatch.setattr(run, "items_folder", lambda output: pictures)
+    monkeypatch.setattr("benchmarks.lab_general.suite_parts", lambda names, output: {"lab": (items, pictures)})
     arguments = [
         "--model",
         str(checkpoint),
@@ -970,7 +998,7 @@ def test_a_lost_time_file_does_not_stop_the_table(checkpoint, asked, tmp_path):
     ],
 )
 def test_a_mistyped_command_is_one_line(tmp_path, capsys, monkeypatch, asked, arguments, message):
-    monkeypatch.setattr(run, "lab_items", lambda folder: asked[0])
+    monkeypatch.setattr("benchmarks.lab_general.suite_parts", lambda names, output: {"lab": asked})
     monkeypatch.chdir(tmp_path)
     assert run.main([*arguments, "--output", str(tmp_path)]) == 2
     error = capsys.readouterr().err
@@ -978,7 +1006,7 @@ def test_a_mistyped_command_is_one_line(tmp_path, capsys, monkeypatch, asked, ar
 
 
 def test_a_folder_that_is_no_checkpoint_is_named(tmp_path, capsys, monkeypatch, asked):
-    monkeypatch.setattr(run, "lab_items", lambda folder: asked[0])
+    monkeypatch.setattr("benchmarks.lab_general.suite_parts", lambda names, output: {"lab": asked})
     (tmp_path / "model").mkdir()
     assert run.main(["--model", str(tmp_path / "model"), "--output", str(tmp_path)]) == 2
     assert "no model files here" in capsys.readouterr().err
