@@ -121,9 +121,9 @@ def settings(model: str, items: Sequence[Item], images: Path, how: How = How()) 
     found = {
         "engine": "server" if how.server else "transformers",
         "checkpoint": model if how.server else folder_hash(local_model(model)),
-        "questions": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
         "mode": how.mode,
-        "prompt_line": how.prompt_line,
+        "prompt_line": how.prompt_line,  # before the questions, which differ with both: the first that differs is named
+        "questions": hashlib.sha256("".join(sorted(lines)).encode()).hexdigest(),
         "decoding": f"temperature {how.temperature:g}, seed {how.seed}" if how.temperature else "greedy",
         "max_new_tokens": how.max_new_tokens,
     }

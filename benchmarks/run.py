@@ -238,19 +238,20 @@ def _open(subjects: Sequence[Subject], parts: Sequence[Part], output: Path, mode
 def _notes(subjects: Sequence[Subject], parts: Sequence[Part], output: Path) -> list[str]:
     """What a reader of the table should know of its data."""
     lines = []
-    for part in parts:
-        if part.md5 and part.official is False:
-            lines.append(
-                f"{part.name}: {part.file} is not the official file by its MD5; do not put its score beside published ones"
-            )
-        if part.prompt_line != "stock":
-            lines.append(f"{part.name}: prompts end on {json.dumps(part.prompt_line)}, not on the harness's own line")
-        for subject in subjects:
+    if others := [part.name for part in parts if part.md5 and part.official is False]:
+        lines.append(
+            f"not the official files by their MD5: {', '.join(others)}; do not put these scores beside published ones"
+        )
+    if line := next((part.prompt_line for part in parts if part.prompt_line != "stock"), None):
+        lines.append(f"prompts end on {json.dumps(line)} where the harness's own line would stand")
+    for subject in subjects:
+        cut = {}
+        for part in parts:
             asked = {(item.benchmark, item.index) for item in suites.limited(part.items, part.limit)}
-            if cut := len(read_truncated(subject.predictions(output, part, "seen")) & asked):
-                lines.append(
-                    f"{subject.name}, seed {subject.seed}, {part.name}: {cut} answers were cut off at {part.max_new_tokens} tokens"
-                )
+            cut[part.name, part.max_new_tokens] = len(read_truncated(subject.predictions(output, part, "seen")) & asked)
+        if any(cut.values()):
+            told = ", ".join(f"{name} {number} at {most}" for (name, most), number in cut.items() if number)
+            lines.append(f"{subject.name}, seed {subject.seed}: answers that were cut off, at how many tokens: {told}")
     return lines
 
 
