@@ -6,14 +6,18 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := .venv/bin
 STAMP := .venv/installed
+HARNESS := .venv-vlmevalkit
 
-.PHONY: table seeds real rehearsal styles forecast figures notebooks test test-all lint check-foundations harness harness-full clean
+.PHONY: table seeds tables real rehearsal styles forecast figures notebooks test test-all lint check-foundations harness harness-full clean
 
 table: $(STAMP)
 	$(BIN)/python -m benchmarks.run --suite vision-centric
 
-seeds: $(STAMP)  ## the lab's table over three seeds, into results/
-	$(BIN)/python -m benchmarks.run --suite vision-centric --seeds 0 1 2 --publish results/lab_ornate
+seeds: $(STAMP)  ## the lab's table of all suites over three seeds, into results/
+	$(BIN)/python -m benchmarks.run --suite all --seeds 0 1 2 --publish results/lab_ornate
+
+tables: $(STAMP)  ## the paper's tables in every format, published beside measured, into results/
+	$(BIN)/python -m benchmarks.tables --table all --out results/tables
 
 real: $(STAMP)  ## the three stages on real records with small models, into results/
 	$(BIN)/python -m benchmarks.real --publish results/real_small
@@ -38,10 +42,10 @@ figures: $(STAMP)  ## the paper's figures from the lab, relevance and words befo
 notebooks: $(STAMP)  ## run the notebooks from clean kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
-test: $(STAMP)
+test: $(STAMP) $(HARNESS)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
 
-test-all: $(STAMP)
+test-all: $(STAMP) $(HARNESS)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 lint: $(STAMP)
@@ -57,7 +61,6 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-HARNESS := .venv-vlmevalkit
 harness: $(HARNESS)/installed  ## VLMEvalKit's prompts and scorers in their own environment, without its models and their needs
 
 $(HARNESS)/installed: harness-constraints.txt
