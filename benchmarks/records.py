@@ -146,31 +146,28 @@ def trained_as(model: Path) -> dict[str, str]:
     others.
 
     captions: the names of the caption sources (the lab's: lab/STYLE), with + between them; captions_hash: of what they
-    held. method: of `dpa.methods.METHODS`, or the recipe's name where it is a method with something else varied.
-    InputError when the stage that read the captions is gone.
+    held; both are left out where the stage that read them is not at hand, as of a checkpoint that was moved. method: of
+    `dpa.methods.METHODS`, or the recipe's name where it is a method with something else varied.
     """
     if not is_complete(model):
         return {}
     lineage = read_lineage(model)
     chosen = RECIPES.get(lineage.get("recipe", ""))
+    told = {
+        "llm": lineage.get("names", {}).get("llm", ""),
+        "llm_hash": lineage.get("llm", ""),
+        "method": method_of(chosen) if chosen is not None else str(lineage.get("recipe", "")),
+    }
     named = Path(lineage.get("names", {}).get("connector", "connector"))
     connector = next((f for f in (named, model.resolve().parent / "connector") if is_complete(f)), None)
     if connector is None:
-        raise InputError(
-            f"{model}: was made from {named}, which is gone, so its captions are not known; run stage connector again"
-        )
+        return told
     data: dict[str, str] = read_lineage(connector)["data"]
     captions = list(data)
     if chosen is not None and captions == ["records.json"] and chosen.captions[0].startswith("lab/"):
         captions = list(chosen.captions)
     digest = next(iter(data.values())) if len(data) == 1 else hashlib.sha256(json.dumps(data).encode()).hexdigest()
-    return {
-        "llm": lineage.get("names", {}).get("llm", ""),
-        "llm_hash": lineage.get("llm", ""),
-        "captions": " + ".join(captions),
-        "captions_hash": digest,
-        "method": method_of(chosen) if chosen is not None else str(lineage.get("recipe", "")),
-    }
+    return told | {"captions": " + ".join(captions), "captions_hash": digest}
 
 
 def method_of(chosen: Recipe) -> str:

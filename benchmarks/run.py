@@ -245,6 +245,10 @@ def _notes(subjects: Sequence[Subject], parts: Sequence[Part], output: Path) -> 
     if line := next((part.prompt_line for part in parts if part.prompt_line != "stock"), None):
         lines.append(f"prompts end on {json.dumps(line)} where the harness's own line would stand")
     for subject in subjects:
+        if (trained := trained_as(subject.model)) and "captions" not in trained:
+            lines.append(
+                f"{subject.name}: its stage connector is not at hand, so its records do not say which captions it was trained on"
+            )
         cut = {}
         for part in parts:
             asked = {(item.benchmark, item.index) for item in suites.limited(part.items, part.limit)}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -11,6 +12,7 @@ import pytest
 
 from benchmarks import run, vlmevalkit
 from benchmarks.asked import Part, official_parts
+from benchmarks.lab import lab_items
 from benchmarks.predictions import read_predictions
 from benchmarks.suites import SUITES
 from dpa.errors import InputError
@@ -131,6 +133,19 @@ def test_another_prompt_line_never_continues_a_file(whole, kit, checkpoint, sets
     assert run.main(command(kit, checkpoint, sets, whole, "--suite", "general", "--prompt-line", "letter")) == 2
     assert "another prompt line" in capsys.readouterr().err
     assert read_predictions(next(whole.glob("predictions/*/MMBench-seen.jsonl")))
+
+
+def test_a_checkpoint_that_was_moved_is_scored_and_says_what_is_not_known(checkpoint, tmp_path, monkeypatch, capsys):
+    moved = tmp_path / "moved" / "model"
+    shutil.copytree(checkpoint, moved)
+    lineage = json.loads((moved / "lineage.json").read_text())
+    lineage["names"]["connector"] = "gone/connector"
+    (moved / "lineage.json").write_text(json.dumps(lineage))
+    items = lab_items(tmp_path / "pictures", single=2, pairs=1, groups=1)
+    monkeypatch.setattr("benchmarks.lab_general.suite_parts", lambda *_: {"lab": (items, tmp_path / "pictures")})
+    assert run.main(["--model", str(moved), "--output", str(tmp_path), "--max-new-tokens", "2"]) == 0
+    assert "do not say which captions" in capsys.readouterr().out
+    assert all("captions" not in row and row["llm_hash"] for row in records(tmp_path))
 
 
 def test_part_of_the_answers_is_no_score(kit, sets, tmp_path):

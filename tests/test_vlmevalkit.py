@@ -82,7 +82,7 @@ def choice(index: int, answer: str, *options: str, **more) -> dict:
 MMBENCH = [
     *rotations(3, ["red", "green", "blue", "black"], hint="look twice", category="colour", split="dev"),
     *rotations(4, ["one", "two", "three"], ("all of the above",), category="count", split="dev"),
-    *rotations(7, ["left", "right"], right=1, category="place", split="dev"),
+    *rotations(1007, ["left", "right"], right=1, category="place", split="dev"),
 ]
 AI2D = [choice(i, "AB"[i % 2], "the sun", f"moon {i}", "3", "3", category="sky") for i in range(4)]
 OCR = "Regular Text Recognition"
@@ -197,7 +197,7 @@ FIRST = {
     "POPE": (("Yes", "No"), "Yes", (), "random,popular,adversarial", "pope"),
 }
 UNITS = {
-    "MMBench": {"3": 4, "4": 3, "7": 2},
+    "MMBench": {"3": 4, "4": 3, "1007": 2},
     "DocVQA": {"abc": 3, "xyz": 6},
     "NaturalBench": {"0": 4, "1": 4, "2": 4},
     "MMVP": {"0": 2, "1": 2, "2": 2},
@@ -220,7 +220,7 @@ def test_prompts_are_the_kits_and_items_are_whole(kit, tmp_path, benchmark):
     assert folder.is_relative_to(tmp_path / "cache")
     for item in items:
         with Image.open(folder / item.image) as image:
-            shade = 0 if benchmark == "DocVQA" else int(item.index) % 1_000_000
+            shade = 0 if benchmark == "DocVQA" else int(item.index) % 1_000_000 % 256
             assert image.getpixel((3, 3)) == (shade, 90, 200)
     counted: dict[str, int] = {}
     for item in items:
@@ -237,7 +237,7 @@ def test_prompts_are_the_kits_and_items_are_whole(kit, tmp_path, benchmark):
 CASES = {
     "MMBench": (
         ["A", "The answer is B.", "it is red", "(D) red", "A", "B", "cannot tell", "A", ""],
-        # 3: all four right; 4: the third rotation names nothing; 7: an empty answer
+        # 3: all four right; 4: the third rotation names nothing; 1007: an empty answer
         [1, 1, 1, 1, 0, 0, 0, 0, 0],
         [1, 1, 1, 1, 1, 1, 0, 1, 0],
         100 / 3,
@@ -264,14 +264,14 @@ CASES = {
     ),
     "CVBench-2D": (["C", "B. 5", "right"], [1, 0, 1], [1, 1, 1], 75.0),  # mean of ADE20K 1/2 and COCO 1/1
     "CVBench-3D": (["A", "chair"], [1, 0], [1, 1], 50.0),
-    "MMVP": (["A", "Closed", "Open", "Open", "a", "B"], [1, 1, 1, 0, 0, 1], [1, 1, 1, 1, 0, 1], 100 / 3),
+    "MMVP": (["A", "Closed", "Open", "Open", "Z", "B"], [1, 1, 1, 0, 0, 1], [1, 1, 1, 1, 0, 1], 100 / 3),
     "MMStar": (["A", "None"], [0, 0], [0, 1], 0.0),  # the option "None" is absent to the kit, and "one" is in "None"
     # rows in their categories: true yes 3, false yes 1, missed 1: F1 = 6 / 8
     "POPE": (["Yes, a book", "yes", "No.", ""], [1, 0, 1, 0], [1, 1, 1, 0], 75.0),
 }
 
 
-@pytest.mark.parametrize("benchmark", quick("MMBench", "AI2D", "DocVQA", "OCRBench", "NaturalBench"))
+@pytest.mark.parametrize("benchmark", quick("MMBench", "MMVP", "AI2D", "DocVQA", "OCRBench", "NaturalBench"))
 def test_scores_worked_out_by_hand(kit, tmp_path, monkeypatch, benchmark):
     for name, value in (
         ("VERBOSE", "1"),
@@ -322,6 +322,7 @@ REFUSALS = [
     ("MMVP", without(MMVP, 3), "row 2: the other half of its pair is missing"),
     ("MMVP", without(MMVP, 0, 3), "row 1: the other half"),
     ("MMVP", without(MMVP, 5), "row 4: the other half"),
+    ("MMVP", without([row | {"question": "open or closed?"} for row in MMVP], 1, 2), "row 0: the other half"),
     ("MMBench", without(MMBENCH, 2_000_004), "question 4 has 2 of its rotations"),
     ("MMBench", without(MMBENCH, 3), "question 3 has 3 of its rotations"),
     ("AI2D", changed(AI2D, 2, index=1), "index 1 stands there twice"),
@@ -438,7 +439,12 @@ def test_without_an_environment_it_says_how_to_make_one(monkeypatch):
 
 @pytest.mark.parametrize(
     "script, reason",
-    [("kill -9 $$", "exit status -9"), ("exit 0", "exit status 0"), ("echo '{}' > \"$8\"; exit 3", "exit status 3")],
+    [
+        ("kill -9 $$", "exit status -9"),
+        ("exit 0", "exit status 0"),
+        ("echo '{}' > \"$9\"; exit 3", "exit status 3"),
+        ('[ "$1" = -I ] && exit 4', "status 4"),
+    ],
 )
 def test_a_kit_that_dies_gives_no_score(tmp_path, script, reason):
     python = tmp_path / "python"
