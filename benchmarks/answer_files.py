@@ -146,6 +146,7 @@ def _unescaped(cell: str) -> str:
 def _workbook(path: Path) -> list[Row]:
     """Rows of the first sheet. A number is a text as it is written; a text that begins with "=" comes back as it was."""
     import zipfile
+    import zlib
 
     from openpyxl import load_workbook
 
@@ -153,7 +154,17 @@ def _workbook(path: Path) -> list[Row]:
         book = load_workbook(path, read_only=True)
         sheet = [[_cell(value) for value in row] for row in book.worksheets[0].iter_rows(values_only=True)]
         book.close()
-    except (zipfile.BadZipFile, KeyError, ValueError, OSError, IndexError) as error:
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        SyntaxError,
+        EOFError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        ValueError,
+        OSError,
+    ) as error:  # SyntaxError: broken XML
         raise InputError(f"{path}: cannot be read as a workbook ({str(error)[:80]}); is it cut off?") from None
     if not sheet:
         return []

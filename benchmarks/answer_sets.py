@@ -72,6 +72,10 @@ def read_answers(
             raise InputError(
                 f"{source}: has {len(items):,} rows, NaturalBench 1,900 groups of four; give them all, or the set that was asked with --data"
             )
+        if benchmark == "OCRBench" and len(items) != BENCHMARKS[benchmark].units:
+            raise InputError(
+                f"{source}: has {len(items):,} rows, OCRBench 1,000, and its score counts them; give them all, or the set that was asked with --data"
+            )
     return Answers(items, texts, _notes(benchmark, items))
 
 
@@ -88,6 +92,8 @@ class Said:
 
 def _said(where: str, fields: dict[str, Any], index: str) -> Said:
     name = _answer_field(fields)
+    if name == "text" and "label" in fields:
+        raise InputError(f"{where}: is one of POPE's questions and not an answer; give this file with --data")
     if name is None:
         raise InputError(
             f"{where}: has no field prediction, text or answer ({', '.join(map(str, fields))[:80]}); not a row of predictions"
@@ -194,6 +200,7 @@ def _items(
 ) -> tuple[list[Item], dict[str, str]]:
     """The items of rows that carry the gold answer, and the question of each by index. answers: the rows also have predictions."""
     rows = list(rows)
+    first = int("0" not in {fields["index"] for _, fields in rows})  # NaturalBench's tables count from 0 or from 1
     items, seen, questions = [], set(), {}
     for where, fields in rows:
         index = fields["index"]
@@ -201,7 +208,7 @@ def _items(
             raise InputError(f"{where}: index {index!r} stands twice; remove one of the rows")
         seen.add(index)
         questions[index] = _first(fields, "question", "Question", "prompt")
-        items.append(_item(benchmark, where, fields, answers))
+        items.append(_item(benchmark, where, fields, answers, first))
     if benchmark == "MMVP":
         items = _paired(items, corrected, source)
     if benchmark == "NaturalBench":
@@ -228,7 +235,7 @@ def _gold_answer(benchmark: str, where: str, fields: Mapping[str, Any], answers:
     raise InputError(f"{where}: carries no gold answer; give the file that has them with --data")
 
 
-def _item(benchmark: str, where: str, fields: Mapping[str, Any], answers: bool) -> Item:
+def _item(benchmark: str, where: str, fields: Mapping[str, Any], answers: bool, first: int) -> Item:
     index, gold = fields["index"], _gold_answer(benchmark, where, fields, answers)
     question, task = (
         _first(fields, "question", "Question", "prompt"),
@@ -256,7 +263,7 @@ def _item(benchmark: str, where: str, fields: Mapping[str, Any], answers: bool) 
         words = next((both for both in (("Yes", "No"), ("A", "B")) if right in both), None)
         if words is None or not str(index).isdecimal():
             raise InputError(f"{where}: {gold!r} of item {index!r} is not Yes, No, A or B of a numbered row")
-        group, place = divmod(int(index), 4)
+        group, place = divmod(int(index) - first, 4)
         return replace(item, answer=right, options=words, unit=str(group), slot=divmod(place, 2), rule="earlier-word")
     options, letter = _options(where, fields), str(gold).strip().strip("().: ").upper()
     if letter.isdecimal():  # AI2D's own numbers from 0
@@ -427,6 +434,10 @@ def _pope_numbered(said: list[Said], items: Sequence[Item], source: str) -> list
     return [replace(row, index=item.index) for row, item in zip(ordered, asked, strict=True)]
 
 
+# of the published versions; VLMEvalKit's and that of today have 3,000 everywhere, the first random one 2,910
+POPE_ROWS = {"random": (2910, 3000), "popular": (3000,), "adversarial": (3000,)}
+
+
 def _notes(benchmark: str, items: Sequence[Item]) -> list[str]:
     about, notes = BENCHMARKS[benchmark], []
     units = {item.unit for item in items} if about.metric != "accuracy" else {item.index for item in items}
@@ -437,6 +448,10 @@ def _notes(benchmark: str, items: Sequence[Item]) -> list[str]:
         notes.append(
             f"{len(lost):,} items whose right option is an empty cell, which only its letter can name: {', '.join(lost[:3])}"
         )
+    if benchmark == "POPE":
+        sizes = {c: sum(c in item.task.split(",") for item in items) for c in POPE_ROWS}
+        if short := [f"{c} {n:,}" for c, n in sizes.items() if n not in POPE_ROWS[c]]:
+            notes.append(f"rows of POPE's categories that are not the published sets': {', '.join(short)}")
     missing = [task for task in cambrian.SETS.get(benchmark, ()) if task not in {item.task for item in items}]
     if missing:
         notes.append(f"no item of {', '.join(missing)}: not the whole of {benchmark}")

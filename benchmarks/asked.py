@@ -46,6 +46,13 @@ class Part:
     def benchmarks(self) -> list[str]:
         return list(dict.fromkeys(item.benchmark for item in self.items))
 
+    @property
+    def scored_by(self) -> str:
+        """VLMEvalKit scores whole sets alone."""
+        if self.scorer != "vlmevalkit" or self.kit is None:
+            return self.scorer
+        return "own rule" if self.limit is not None else f"vlmevalkit {self.kit.version}"
+
     def items_file(self, output: Path) -> Path:
         return output / "items" / f"{self.name}.jsonl"
 
@@ -82,11 +89,8 @@ class Part:
 
     def about(self, output: Path) -> dict[str, Any]:
         """What a record says of its data: name, hash of the items, data file with MD5, whether official, scorer, limit."""
-        own = self.scorer == "vlmevalkit" and self.limit is not None
-        scorer = "own rule" if own else self.scorer
-        told: dict[str, Any] = {"data": self.name, "data_hash": file_hash(self.items_file(output)), "scorer": scorer}
-        if scorer == "vlmevalkit" and self.kit is not None:
-            told["scorer"] = f"vlmevalkit {self.kit.version}"
+        told: dict[str, Any] = {"data": self.name, "data_hash": file_hash(self.items_file(output))}
+        told["scorer"] = self.scored_by
         if self.file is not None:
             told |= {"data_file": self.file.name, "data_md5": self.md5}
         if self.corrected_labels:
@@ -144,7 +148,7 @@ def official_parts(
         try:
             kit = find_kit()
         except InputError:
-            if official.SOURCES[name].benchmark not in ("MMVP", "CVBench-2D", "CVBench-3D"):
+            if name not in ("MMVP", "CVBench-2D", "CVBench-3D"):
                 raise
         told = official.load(
             name,
@@ -182,13 +186,12 @@ def described(parts: Sequence[Part]) -> list[str]:
     for part in parts:
         items = limited(part.items, part.limit)
         of = f" of {len(part.items)}" if len(items) < len(part.items) else ""
-        source = (
-            f"{part.file} ({'official' if part.official else 'not the official'} MD5 {part.md5})" if part.md5 else ""
-        )
+        verdict = {True: "official MD5", False: "MD5 is not the official one:", None: "no official MD5 to compare:"}
+        source = f"{part.file} ({verdict[part.official]} {part.md5})" if part.md5 else ""
         units = len({(item.benchmark, item.unit) for item in items})
         lines.append(
             f"{part.name}: {len(items)}{of} items in {units} units, {len({item.image for item in items})} pictures under {part.images}; "
-            f"answers of up to {part.max_new_tokens} tokens, prompt line {json.dumps(part.prompt_line)}, scored by {part.scorer}"
+            f"answers of up to {part.max_new_tokens} tokens, prompt line {json.dumps(part.prompt_line)}, scored by {part.scored_by}"
             + (f"; {source}" if source else "")
         )
     return lines

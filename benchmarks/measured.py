@@ -124,11 +124,12 @@ def is_official(record: Mapping) -> bool:
     """Whether a score can stand beside a printed one: the official data, all of it, with the picture.
 
     Files that nobody publishes an MD5 of (`official_data` is null: MMVP's own, CV-Bench's parquet) count as official if
-    they have the official number of units.
+    they have the official number of items. Sampled answers never do.
     """
     official = record.get("official_data", False)
-    whole = official is None and record.get("units") == BENCHMARKS[record["benchmark"]].units
-    return (official is True or whole) and not record.get("limit") and record["mode"] == "seen"
+    whole = official is None and record.get("items") == BENCHMARKS[record["benchmark"]].units
+    greedy = record.get("decoding", "greedy") == "greedy"
+    return greedy and (official is True or whole) and not record.get("limit") and record["mode"] == "seen"
 
 
 def latest(records: Iterable[dict], key: Sequence[str]) -> tuple[list[dict], int]:
@@ -151,7 +152,7 @@ def _time(record: Mapping) -> str:
 def measured(records: Iterable[dict]) -> tuple[dict[tuple[str, str], Measured], list[str]]:
     """({(recipe, column): what was measured}, remarks on records left out), averages included.
 
-    Of one checkpoint scored in several ways (scorer, prompt line) the newest way counts, for all its seeds.
+    Of one checkpoint scored in several ways (scorer, prompt line, length of an answer) the newest way counts, for all its seeds.
     """
     cells: dict[tuple[str, str], list[dict]] = {}
     for record in records:
@@ -159,7 +160,7 @@ def measured(records: Iterable[dict]) -> tuple[dict[tuple[str, str], Measured], 
             cells.setdefault((recipe, record["benchmark"]), []).append(record)
     found, remarks = {}, []
     for (recipe, benchmark), own in cells.items():
-        way = ("scorer", "prompt_line")
+        way = ("scorer", "prompt_line", "max_new_tokens")
         newest, _ = latest(own, ("seed", *way))
         last = sorted(newest, key=_time)[-1]  # of several at one time, of one set of answers say, the last line
         kept = [r for r in newest if all(r.get(name) == last.get(name) for name in way)]

@@ -41,6 +41,11 @@ def read_truncated(path: Path) -> set[Key]:
     return {(row["benchmark"], row["index"]) for row in _read(path)[1] if row.get("truncated")}
 
 
+def settings_of(path: Path) -> dict:
+    """The settings that made a predictions file."""
+    return _read(path)[0]["settings"]
+
+
 def asked_by(path: Path) -> dict:
     """Provenance of the process that started a predictions file."""
     return _read(path)[0]["provenance"]

@@ -123,6 +123,7 @@ def append_records(
                 "high": round(s.high, 3),
                 "chance": round(s.chance, 3),
                 "units": s.units,
+                "items": round(sum(n for units in s.samples for _, n in units)),  # a pair or group is one
                 "unparsed": s.unparsed,
                 "detail": {key: round(value, 3) for key, value in s.detail.items()},
                 **data,

@@ -25,7 +25,7 @@ from benchmarks import suites
 from benchmarks.asked import Part, described, in_order, lab_parts, linked_part, official_parts
 from benchmarks.formats import markdown_table, text_table
 from benchmarks.predict import How, Mode, write_items
-from benchmarks.predictions import asked_by, read_truncated
+from benchmarks.predictions import asked_by, read_truncated, settings_of
 from benchmarks.records import append_records, trained_as
 from benchmarks.subjects import Subject, ask, complete_lab, lab_subjects
 from benchmarks.suite_table import (
@@ -124,7 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
         jobs = options.jobs or (1 if Path("/proc/driver/nvidia").exists() else usable_cpus())
         complete_lab(subjects, parts, output, options.captions, modes, jobs, options.llm)
     records = output / "records.jsonl"
-    table = score_all(subjects, parts, output, modes, records)
+    published = options.publish / "records.jsonl" if options.publish else None
+    if published:
+        published.unlink(missing_ok=True)
+    table = score_all(subjects, parts, output, modes, [records, published] if published else [records])
     names = [s.benchmark for s in next(iter(table.values()))]
     base = subjects[0].name if options.model or options.server else "vanilla"
     sheets = [rows for rows in (suite_rows(table, names), difference_rows(table, base)) if rows]
@@ -142,6 +145,10 @@ def _check(options: argparse.Namespace) -> None:
         value = getattr(options, flag)
         if value is not None and value < 1:
             raise InputError(f"--{flag.replace('_', '-')} should be a positive number, got {value}")
+    if not 0 <= options.temperature < float("inf"):
+        raise InputError(f"--temperature should be 0 or more, got {options.temperature}")
+    if options.server and options.shards > 1:
+        raise InputError("--shards are for checkpoints that run here; a server is asked by --concurrency")
     if options.jobs < 0:
         raise InputError(f"--jobs should be a positive number, got {options.jobs}")
     from dpa.methods import METHODS as known
@@ -243,7 +250,14 @@ def _notes(subjects: Sequence[Subject], parts: Sequence[Part], output: Path) -> 
             f"not the official files by their MD5: {', '.join(others)}; do not put these scores beside published ones"
         )
     if line := next((part.prompt_line for part in parts if part.prompt_line != "stock"), None):
-        lines.append(f"prompts end on {json.dumps(line)} where the harness's own line would stand")
+        told = (
+            "MMBench and AI2D ask for the letter in Cambrian's words"
+            if line == "letter"
+            else f"prompts end on {line!r}"
+        )
+        lines.append(f"{told}, in place of the harness's own line")
+    if any(part.scorer == "vlmevalkit" and part.limit is not None for part in parts):
+        lines.append("each item is scored by its own rule: VLMEvalKit scores whole sets alone")
     for subject in subjects:
         if (trained := trained_as(subject.model)) and "captions" not in trained:
             lines.append(
@@ -260,9 +274,9 @@ def _notes(subjects: Sequence[Subject], parts: Sequence[Part], output: Path) -> 
 
 
 def score_all(
-    subjects: Sequence[Subject], parts: Sequence[Part], output: Path, modes: Sequence[Mode], records: Path
+    subjects: Sequence[Subject], parts: Sequence[Part], output: Path, modes: Sequence[Mode], records: Sequence[Path]
 ) -> Table:
-    """Scores of every subject and mode from the kept predictions; their records are appended to `records`."""
+    """Scores of every subject and mode from the kept predictions; their records are appended to each file of `records`."""
     table: Table = {}
     for subject in subjects:
         trained = trained_as(subject.model)
@@ -270,23 +284,26 @@ def score_all(
             found = []
             for part in parts:
                 path = subject.predictions(output, part, mode)
+                made = settings_of(path)
                 scores = part.scores(subject.answers(part, output, mode))
                 found += scores
-                append_records(
-                    records,
-                    scores,
-                    model=subject.recipe or str(subject.model),
-                    trained=trained,
-                    seed=subject.seed,
-                    mode=mode,
-                    data=part.about(output),
-                    prediction_hash=file_hash(path),
-                    seconds=json.loads(path.with_suffix(".seconds").read_text(encoding="utf-8")),
-                    asked_by=asked_by(path),
-                )
+                about = part.about(output) | {key: made[key] for key in ("engine", "decoding", "max_new_tokens")}
+                for file in records:
+                    append_records(
+                        file,
+                        scores,
+                        model=subject.recipe or str(subject.model),
+                        trained=trained,
+                        seed=subject.seed,
+                        mode=mode,
+                        data=about,
+                        prediction_hash=file_hash(path),
+                        seconds=json.loads(path.with_suffix(".seconds").read_text(encoding="utf-8")),
+                        asked_by=asked_by(path),
+                    )
             table[subject.name, subject.seed, mode] = in_order(found)
         if is_complete(subject.model):  # one of ours: its card tells its scores
-            card.update(subject.model, records)
+            card.update(subject.model, records[0])
     return table
 
 
@@ -300,12 +317,10 @@ def publish(
     output: Path,
     modes: Sequence[Mode],
 ) -> None:
-    """Write the table, its records and the manifest of the run that made them."""
+    """Write the table and the manifest of the run that made it, beside its records."""
     folder.mkdir(parents=True, exist_ok=True)
     text = "\n\n".join([title, *map(markdown_table, sheets), ""]) + "".join(f"- {line}\n" for line in lines)
     (folder / "table.md").write_text(text, encoding="utf-8")
-    (folder / "records.jsonl").unlink(missing_ok=True)
-    score_all(subjects, parts, output, modes, folder / "records.jsonl")
     made = {
         "seeds": sorted({subject.seed for subject in subjects}),
         "items": {part.name: file_hash(part.items_file(output)) for part in parts},

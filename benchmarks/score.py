@@ -378,6 +378,7 @@ def as_text(
     empty = sum(not text.strip() for text in answers.texts.values())
     lines = [
         f"{benchmark}: {len(items):,} answers ({empty:,} empty), {len({i.unit for i in items}):,} units drawn together; {metric}, of {about.scale}",
+        *(f"note: {note}" for note in answers.notes),
         "",
     ]
     width = max(len(m.scorer) for m in found)
@@ -399,7 +400,8 @@ def as_text(
     for row in _rows(differ[:shown], answers, found):
         counted = ", ".join(f"{m.scorer} {row[m.scorer]:.3g}" for m in found)
         lines.append(f"  {row['index']}  {counted}  gold {_short(row['gold'])}  answer {_short(row['answer'])}")
-    return "\n".join(lines + (["", *notes] if notes else []))
+    others = [note for note in notes if note not in answers.notes]
+    return "\n".join(lines + (["", *others] if others else []))
 
 
 def _short(text: str) -> str:
@@ -465,11 +467,17 @@ def main(arguments: list[str] | None = None) -> int:
     found = by_rule(items, texts)
     judge = options.judge or options.predictions[0].with_name(f"{options.predictions[0].stem}_judge.json")
     if options.judge or judge.is_file():
-        judged, about = by_judge(judge, items, texts)
-        found.append(judged)
-        notes += about + (
-            [] if options.judge else [f"the judge's log {judge} lies beside the predictions and was read"]
-        )
+        try:
+            judged, about = by_judge(judge, items, texts)
+            found.append(judged)
+            notes += about
+            beside = "was read"
+        except InputError as error:
+            if options.judge:
+                raise
+            beside = f"was not: {error}"
+        if not options.judge:
+            notes.append(f"the judge's log {judge} lies beside the predictions and {beside}")
     if not options.no_vlmevalkit:
         asked = options.vlmevalkit_python is not None or options.vlmevalkit_root is not None
         try:

@@ -163,14 +163,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def seed_interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """(mean, low, high) over training seeds: Student's t interval, infinitely wide for a single seed."""
+    """(mean, low, high) over training seeds: Student's t interval, infinitely wide for a single seed and for two alike."""
     runs = np.asarray(values, dtype=float)
     mean = float(runs.mean())
-    if len(runs) < 2:
-        return mean, -np.inf, np.inf
-    error = stats.sem(runs)
+    error = stats.sem(runs) if len(runs) > 1 else 0.0
     if error == 0:
-        return mean, mean, mean
+        return (mean, mean, mean) if len(runs) > 2 else (mean, -np.inf, np.inf)
     low, high = stats.t.interval(LEVEL, len(runs) - 1, loc=mean, scale=error)
     return mean, float(low), float(high)
 

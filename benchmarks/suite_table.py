@@ -81,9 +81,11 @@ def difference_rows(table: Table, base: str = "vanilla") -> list[list[str]]:
     there is nothing to compare.
 
     Of several seeds their mean is compared, and the interval over seeds stands beside that over items. The verdict is by
-    p after Holm over all rows; the last column is the difference that a comparison on these items finds in 4 of 5 cases.
+    p after Holm over all rows; the last column is the difference that a comparison on these items finds in 4 of 5 cases, at
+    the level that Holm asks of the first.
     """
     rows, p_values, paired = [], [], _paired(table, base)
+    level = (1 - LEVEL) / max(1, sum(len(next(iter(pairs.values()))[0]) for pairs in paired.values()))
     several = any(len(pairs) > 1 for pairs in paired.values())
     for name, pairs in paired.items():
         for i, score in enumerate(next(iter(pairs.values()))[0]):
@@ -92,7 +94,7 @@ def difference_rows(table: Table, base: str = "vanilla") -> list[list[str]]:
             found = compare(first, second)
             p_values.append(found.p)
             shown = _interval(benchmark, 100 * found.difference, 100 * found.low, 100 * found.high)
-            least = _points(benchmark, 100 * smallest_detectable(first, second))
+            least = _points(benchmark, 100 * smallest_detectable(first, second, level=level))
             values = [{seed: pair[side][i].value for seed, pair in pairs.items()} for side in (0, 1)]
             _, low, high = seed_difference(values[0], values[1])
             over = [_limits(benchmark, low, high) if math.isfinite(low) else "one seed"] if several else []

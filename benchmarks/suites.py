@@ -54,8 +54,8 @@ class Item:
 class Benchmark:
     """name: the paper's column; metric: when a unit counts; by_task: whether its tasks are averaged with equal weight.
 
-    scale: what the paper prints for a perfect score; inside, scores run from 0 to 100. units: how many the official set
-    has of what is resampled, called `unit`; 0 where there is no one official set.
+    scale: what the paper prints for a perfect score; inside, scores run from 0 to 100. units: how many scores the official
+    set averages, each of a `unit`; 0 where there is no one official set. (Resampled are documents in DocVQA, photos in CV-Bench.)
     """
 
     name: str

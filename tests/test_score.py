@@ -573,9 +573,12 @@ def test_a_judges_log_of_another_shape(capsys, tmp_path):
         (good | {"1": []}, "item 1 is no"),
     ):
         log.write_text(json.dumps(broken))
-        assert said in refusal(capsys, "--benchmark", "MMStar", "--predictions", file)
+        assert said in refusal(capsys, "--benchmark", "MMStar", "--predictions", file, "--judge", log)
+        printed = run(capsys, "--benchmark", "MMStar", "--predictions", file)
+        assert not any(m["scorer"] == "judge" for m in printed["scorers"]), "one that merely lies there stops nothing"
+        assert any("was not: " in note and said in note for note in printed["notes"])
     log.write_text("[]")
-    assert "holds no row" in refusal(capsys, "--benchmark", "MMStar", "--predictions", file)
+    assert "holds no row" in refusal(capsys, "--benchmark", "MMStar", "--predictions", file, "--judge", log)
 
 
 # ---- the command
@@ -688,3 +691,45 @@ def test_every_scorer_is_a_rule():
 def test_scoring_needs_no_torch():
     code = "import sys, benchmarks.score; sys.exit(bool({'torch', 'transformers', 'pandas'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_a_broken_workbook_is_one_line(capsys, tmp_path):
+    """Bytes lost anywhere in a workbook: as an archive, in a compressed sheet, in its XML."""
+    import zipfile
+
+    file = tmp_path / "whole.xlsx"
+    workbook(file, choice_rows(4))
+    whole = file.read_bytes()
+    with zipfile.ZipFile(file) as packed:
+        parts = {name: packed.read(name) for name in packed.namelist()}
+    broken = tmp_path / "broken.xlsx"
+    with zipfile.ZipFile(broken, "w") as packed:
+        for name, content in parts.items():
+            packed.writestr(name, content[: len(content) // 2] if "sheet1" in name else content)
+    refusal(capsys, "--benchmark", "MMStar", "--predictions", broken)
+    rng = random.Random(0)
+    for _ in range(25):
+        damaged = bytearray(whole)
+        for _ in range(3):
+            damaged[rng.randrange(len(damaged))] ^= 0xFF
+        broken.write_bytes(bytes(damaged))
+        assert score.main(["--benchmark", "MMStar", "--predictions", str(broken)]) in (0, 2)
+        capsys.readouterr()
+
+
+def test_part_of_ocrbench_is_no_score(capsys, tmp_path):
+    rows = [
+        {"index": n, "question": "?", "answer": "['a']", "category": "Regular Text Recognition", "prediction": "a"}
+        for n in range(9)
+    ]
+    (tmp_path / "a.tsv").write_text(escaped(rows), encoding="utf-8")
+    assert "9 rows, OCRBench 1,000" in refusal(capsys, "--benchmark", "OCRBench", "--predictions", tmp_path / "a.tsv")
+
+
+def test_popes_questions_are_no_answers(capsys, tmp_path):
+    (tmp_path / "coco_pope_random.json").write_text(
+        '{"question_id": 1, "image": "a", "text": "Is it?", "label": "yes"}\n'
+    )
+    assert "give this file with --data" in refusal(
+        capsys, "--benchmark", "POPE", "--predictions", tmp_path / "coco_pope_random.json"
+    )
