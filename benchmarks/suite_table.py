@@ -42,12 +42,18 @@ def suite_rows(table: Table, names: Sequence[str]) -> list[list[str]]:
                 cells = [_cell(b, s.value, s.low, s.high) for b, s in zip(names, scores, strict=True)]
                 rows.append([title, *cells, _cell("", *average(scores))])
         if len(runs) > 1:
-            means = [_cell(b, *seed_interval([run[i].value for run in runs.values()])) for i, b in enumerate(names)]
-            overall = seed_interval([average(run)[0] for run in runs.values()])
+            means = [_cell(b, *_seed_mean([run[i].value for run in runs.values()])) for i, b in enumerate(names)]
+            overall = _seed_mean([average(run)[0] for run in runs.values()])
             rows.append([f"{name}, mean of {len(runs)} seeds", *means, _cell("", *overall)])
     first = next(iter(table.values()))
     guessed = [_points(b, s.chance) for b, s in zip(names, first, strict=True)]
     return [*rows, ["chance", *guessed, f"{sum(s.chance for s in first) / len(first):.1f}"]]
+
+
+def _seed_mean(values: Sequence[float]) -> tuple[float, float, float]:
+    """`seed_interval`, cut off at 0 and 100."""
+    mean, low, high = seed_interval(values)
+    return (mean, max(low, 0.0), min(high, 100.0)) if math.isfinite(low) else (mean, low, high)
 
 
 def differences(table: Table, base: str = "vanilla") -> list[str]:

@@ -78,6 +78,9 @@ def test_all_suites_and_baselines_are_asked_scored_and_recorded(whole, kit):
         by_kit = row["benchmark"] not in ("MMVP", "CVBench-2D", "CVBench-3D")
         assert row["scorer"] == (f"vlmevalkit {kit.version}" if by_kit else "cambrian")
         assert 0 <= row["low"] <= row["value"] <= row["high"] <= 100
+        assert (row["engine"], row["decoding"], row["max_new_tokens"]) == ("transformers", "greedy", 4)
+    photos = [row for row in found if row["benchmark"] == "CVBench-3D"]
+    assert {(row["units"], row["items"]) for row in photos} == {(3, 6)}, "two items a photo"
     second = [row for row in found if row["benchmark"] == "CVBench-2D"]
     assert all(f"VLMEvalKit {kit.version}" in row["detail"] for row in second), "the kit's own beside Cambrian's"
 
@@ -190,6 +193,8 @@ def test_a_missing_set_says_where_it_is_had(kit, checkpoint, tmp_path, capsys):
         (["--server", "http://localhost:1/v1"], "go together"),
         (["--server", "u", "--server-model", "n", "--model", "m"], "not both"),
         (["--methods", "dbo"], "unknown method 'dbo'"),
+        (["--model", "m", "--temperature", "-1"], "--temperature should be 0 or more"),
+        (["--server", "u", "--server-model", "n", "--shards", "2"], "a server is asked by --concurrency"),
     ],
 )
 def test_wrong_options_are_one_line(arguments, said, capsys):

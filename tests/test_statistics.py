@@ -556,3 +556,12 @@ def test_a_whole_suite_is_compared_in_seconds():
             compare([mine], [base])
             smallest_detectable([mine], [base])
     assert time.process_time() - start < 3
+
+
+def test_a_mean_over_seeds_stays_on_the_scale():
+    """Scores of 5 and 95 over two seeds: Student's t reaches far beyond 0 and 100."""
+    table = {}
+    for seed, right in ((0, 5), (1, 95)):
+        units = tuple((float(n < right), 1.0) for n in range(100))
+        table["m", seed, "seen"] = [Score("MMVP", float(right), 0.0, 100.0, 25.0, 100, 0, (units,), {})]
+    assert suite_rows(table, ["MMVP"])[3][1] == "50.0 [0.0, 100.0]"

@@ -318,11 +318,16 @@ def test_only_whole_official_scores_with_the_picture_count():
         {"limit": 10},
         {"mode": "blind"},
         {"mode": "shuffled"},
+        {"decoding": "temperature 1, seed 0"},
+        {"official_data": None},
+        {"official_data": None, "items": 149},
         {"model": "some/folder"},
         {"model": "lab_ornate_dpa"},
         {"llm": "tiny", "captions": "captions.json", "method": "dpa"},
     ):
         assert measured([fine | wrong])[0] == {}, wrong
+    unpublished = {"official_data": None, "items": 150, "units": 75, "decoding": "greedy"}
+    assert set(measured([fine | unpublished])[0]) == {(QWEN_BLIP, "MMVP")}, "no MD5 to compare, but all of its items"
     without = {key: value for key, value in fine.items() if key != "official_data"}
     assert measured([without])[0] == {} and set(measured([fine])[0]) == {(QWEN_BLIP, "MMVP")}
 
