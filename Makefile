@@ -43,7 +43,7 @@ notebooks: $(STAMP)  ## run the notebooks from clean kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --nbmake --nbmake-timeout=300 notebooks
 
 test: $(STAMP) $(HARNESS)/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-all: $(STAMP) $(HARNESS)/installed
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest

@@ -53,6 +53,11 @@ def command(kit, checkpoint, sets, output, *more):
     return ["--model", str(checkpoint), "--data", str(sets), "--made-up", *own, *more]
 
 
+def parts_of(names, kit, sets, cache) -> list[Part]:
+    told = {"prompt_line": "stock", "max_new_tokens": None, "limit": None, "made_up": True, "corrected_labels": False}
+    return official_parts(names, sets, cache, find_kit=lambda: kit, **told)
+
+
 @pytest.fixture(scope="module")
 def whole(kit, checkpoint, sets, tmp_path_factory) -> Path:
     """The output folder of a run of all suites with every baseline."""
@@ -95,17 +100,7 @@ def test_a_second_run_asks_nothing_and_records_nothing_new(whole, kit, checkpoin
 
 
 def test_perfect_answers_earn_everything_and_empty_ones_nothing(kit, sets, tmp_path):
-    parts = official_parts(
-        SUITES["all"],
-        sets,
-        tmp_path,
-        find_kit=lambda: kit,
-        prompt_line="stock",
-        max_new_tokens=None,
-        limit=None,
-        made_up=True,
-        corrected_labels=False,
-    )
+    parts = parts_of(SUITES["all"], kit, sets, tmp_path)
     for part in parts:
         perfect = {(i.benchmark, i.index): right(part, i) for i in part.items}
         (found,) = part.scores(perfect)
@@ -152,17 +147,7 @@ def test_a_checkpoint_that_was_moved_is_scored_and_says_what_is_not_known(checkp
 
 
 def test_part_of_the_answers_is_no_score(kit, sets, tmp_path):
-    (part,) = official_parts(
-        ("MMVP",),
-        sets,
-        tmp_path,
-        find_kit=lambda: kit,
-        prompt_line="stock",
-        max_new_tokens=None,
-        limit=None,
-        made_up=True,
-        corrected_labels=False,
-    )
+    (part,) = parts_of(("MMVP",), kit, sets, tmp_path)
     answers = {(i.benchmark, i.index): "A" for i in part.items[1:]}
     with pytest.raises(InputError, match="1 of 6 items have no prediction"):
         part.scores(answers)
