@@ -23,9 +23,8 @@ class Part:
     """Items that are asked together and answered in one file, with the folder of their pictures.
 
     file, md5, official: the data file that they are read from, and whether its MD5 is the official one (None: none is
-    published). kit: the
-    VLMEvalKit that scores them (`scorer` says so), or whose score stands beside Cambrian's. limit: only the first so many
-    units of each benchmark are asked and scored.
+    published). kit: the VLMEvalKit that scores them (`scorer` says so), or whose score stands beside Cambrian's. limit:
+    only the first so many units of each benchmark are asked and scored.
     """
 
     name: str
@@ -78,7 +77,10 @@ class Part:
                 raise InputError(
                     f"{self.file}: VLMEvalKit scores {name} {told.value:.4f} and its items add up to {kits.value:.4f}; the file is not laid out as the kit's own"
                 )
-            found.append(replace(kits, detail=kits.detail | {"own rule": own.value}))
+            detail = kits.detail | {"own rule": own.value}
+            if name == "MMBench":  # the kit's values are of whole questions, on each of their rows
+                detail["single accuracy"] = own.detail["single accuracy"]
+            found.append(replace(kits, detail=detail))
         return found
 
     def _kit_score(self, name: str, answers: dict[str, str]) -> KitScore:
@@ -170,7 +172,7 @@ def official_parts(
                 prompt_line,
                 told.file,
                 told.md5,
-                told.official if told.file.suffix == ".tsv" else None,
+                told.official,
                 made_up,
                 corrected_labels and name == "MMVP",
                 kit if second else None,

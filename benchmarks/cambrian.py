@@ -110,7 +110,7 @@ def extracted(prediction: str) -> str:
 
 def mmvp_value(item: Item, prediction: str) -> float:
     """1 when the answer is the right option's letter or its text (mmvp_test.py), else 0."""
-    return float(extracted(prediction) in (_letter(item), item.answer.lower()))
+    return float(extracted(prediction) in (item.letter.lower(), item.answer.lower()))
 
 
 def mmvp_parsed(item: Item, prediction: str) -> bool:
@@ -124,7 +124,7 @@ def cvbench_value(item: Item, prediction: str) -> float:
     For 3D an option's text of a single character counts too (omni_test.py).
     """
     said = extracted(prediction)[:1]
-    return float(said == _letter(item) or (item.task == "Omni3D" and said == item.answer))
+    return float(said == item.letter.lower() or (item.task == "Omni3D" and said == item.answer))
 
 
 def cvbench_parsed(item: Item, prediction: str) -> bool:
@@ -135,11 +135,6 @@ def cvbench_parsed(item: Item, prediction: str) -> bool:
 def cvbench_total(two: float, three: float) -> float:
     """CV-Bench's one number: the mean of its 2D and its 3D score, whatever their numbers of items."""
     return (two + three) / 2
-
-
-def _letter(item: Item) -> str:
-    """The right option's letter, lower case; of options that read the same the one that `answers` names."""
-    return (item.answers[0] if item.answers else LETTERS[item.options.index(item.answer)]).lower()
 
 
 def _field(fields: Mapping[str, str], where: str, *names: str) -> str:

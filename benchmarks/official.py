@@ -167,7 +167,7 @@ SOURCES = {
 class OfficialSet:
     """The items of one file and the folder of their pictures.
 
-    official: whether the file's MD5 is the one that VLMEvalKit gives; also false for files that nobody gives one for.
+    official: whether the file's MD5 is the one that VLMEvalKit gives; None for files that nobody gives one for.
     scorer: whose prompts and scores count.
     """
 
@@ -176,7 +176,7 @@ class OfficialSet:
     images: Path
     file: Path
     md5: str
-    official: bool
+    official: bool | None
     scorer: Literal["vlmevalkit", "cambrian"]
 
 
@@ -264,9 +264,10 @@ def file_md5(path: Path) -> str:
     return _file_md5(path, status.st_size, status.st_mtime_ns, status.st_ino)
 
 
-def is_official(benchmark: str, file: Path) -> bool:
-    """Whether a file has the MD5 that VLMEvalKit gives for the benchmark's table."""
-    return file_md5(file) == SOURCES[benchmark].md5
+def is_official(benchmark: str, file: Path) -> bool | None:
+    """Whether a file has the MD5 that VLMEvalKit gives for the benchmark's table; None of files that nobody gives one for."""
+    source = SOURCES[benchmark]
+    return file_md5(file) == source.md5 if file.name == source.files[0] else None
 
 
 @lru_cache(maxsize=64)
@@ -471,8 +472,7 @@ def as_text(data: Path) -> str:
         if found is None:
             lines.append((source.benchmark, "not there", "", source.size or "not known", source.url))
             continue
-        own = found.name == source.files[0]
-        same = ("yes" if is_official(source.benchmark, found) else "no") if own else "none to compare"
+        same = {True: "yes", False: "no", None: "none to compare"}[is_official(source.benchmark, found)]
         size = f"{found.stat().st_size / 1e6:,.2f} MB"
         lines.append((source.benchmark, str(found.relative_to(data)), same, size, source.page))
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

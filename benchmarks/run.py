@@ -41,6 +41,8 @@ from dpa.lineage import file_hash, is_complete, provenance, read_lineage, write_
 from dpa.preflight import usable_cpus
 
 METHODS = ("vanilla", "cal", "pmo", "cmo", "dpa")  # the default rows; any of dpa.methods.METHODS can be asked for
+OF_MODELS = ("temperature", "attention", "chat_template", "shards", "batch_size", "concurrency")
+OF_SETS = ("prompt_line", "corrected_labels", "made_up", "vlmevalkit_python", "vlmevalkit_root")
 POSITIVE = ("batch_size", "max_new_tokens", "limit", "shards", "concurrency")
 
 
@@ -165,6 +167,14 @@ def _check(options: argparse.Namespace) -> None:
         raise InputError(
             f"{options.data}: not there; give the folder of the official sets (`python -m benchmarks.official --data {options.data}` says what belongs there) or a file of real items"
         )
+    usual = parse([])
+    for flags, holds, what in (
+        (OF_MODELS, options.model or options.server, "given models; name one with --model or --server"),
+        (OF_SETS, _is_folder(options.data), "the official sets; give their folder with --data"),
+    ):
+        named = [flag for flag in flags if getattr(options, flag) != getattr(usual, flag)]
+        if named and not holds:
+            raise InputError(f"--{named[0].replace('_', '-')} is about {what}")
 
 
 def _is_folder(data: Path | None) -> bool:
@@ -249,7 +259,11 @@ def _notes(subjects: Sequence[Subject], parts: Sequence[Part], output: Path) -> 
         lines.append(
             f"not the official files by their MD5: {', '.join(others)}; do not put these scores beside published ones"
         )
-    if line := next((part.prompt_line for part in parts if part.prompt_line != "stock"), None):
+    asking = [part for part in parts if part.prompt_line != "stock"]
+    if asking and asking[0].prompt_line == "letter":  # changes no other of the eight
+        asking = [part for part in asking if part.name in ("MMBench", "AI2D")]
+    if asking:
+        line = asking[0].prompt_line
         told = (
             "MMBench and AI2D ask for the letter in Cambrian's words"
             if line == "letter"

@@ -230,9 +230,9 @@ def _kit_row(item: Item, number: str) -> dict[str, str]:
         return row | {"answer": item.answer.capitalize()}
     if item.benchmark == "NaturalBench":
         words = {option.lower() for option in item.options} == scorers.YES_NO
-        gold = item.answer.capitalize() if words else scorers.right_letter(item)
+        gold = item.answer.capitalize() if words else item.letter
         return row | {"answer": gold, "type": "yes_no" if words else "multiple_choice"}
-    row |= dict(zip(scorers.LETTERS, item.options, strict=False)) | {"answer": scorers.right_letter(item)}
+    row |= dict(zip(scorers.LETTERS, item.options, strict=False)) | {"answer": item.letter}
     if item.benchmark.startswith("CVBench"):
         return row | {"source": item.task, "split": item.benchmark.removeprefix("CVBench-")}
     return row | ({"g_index": item.unit} if item.benchmark == "MMBench" else {})
@@ -349,7 +349,7 @@ def _rows(items: Sequence[Item], answers: Answers, found: Sequence[Measured]) ->
     rows = []
     for item in items:
         gold = " | ".join(item.answers) if not item.options else item.answer
-        letter = scorers.right_letter(item) if item.options and item.benchmark not in scorers.ASKED_FOR_WORDS else ""
+        letter = item.letter if item.options and item.benchmark not in scorers.ASKED_FOR_WORDS else ""
         row: dict[str, Any] = {
             "index": item.index,
             "unit": item.unit,

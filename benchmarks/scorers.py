@@ -35,11 +35,6 @@ def is_parsed(item: Item, prediction: str, rule: str = "") -> bool:
     return bool(prediction.strip()) and RULES[rule or item.rule].parsed(item, prediction)
 
 
-def right_letter(item: Item) -> str:
-    """The letter of the right option, upper case; of options that read the same the one that `answers` names."""
-    return item.answers[0] if item.answers else LETTERS[item.options.index(item.answer)]
-
-
 def _offered(item: Item) -> dict[str, str]:
     """{letter: text} of the options; a table may leave cells between them empty."""
     return {letter: text for letter, text in zip(LETTERS, item.options, strict=False) if text}
@@ -55,7 +50,7 @@ def _bare(answer: str) -> str:
 
 def _names_option(item: Item, prediction: str) -> float:
     """The right option's letter or its text, and nothing else; a letter that is itself an option's text is no letter."""
-    given, letter = _bare(prediction), right_letter(item).lower()
+    given, letter = _bare(prediction), item.letter.lower()
     if given == _bare(item.answer):
         return 1.0
     return float(given == letter and letter not in map(_bare, item.options))
@@ -67,7 +62,7 @@ def _is_option(item: Item, prediction: str) -> bool:
 
 def _first_character(item: Item, prediction: str) -> float:
     """Only the first character of what Cambrian's scorers take for the answer counts, as a letter."""
-    return float(cambrian.extracted(prediction)[:1] == right_letter(item).lower())
+    return float(cambrian.extracted(prediction)[:1] == item.letter.lower())
 
 
 def _starts_with_letter(item: Item, prediction: str) -> bool:
@@ -124,7 +119,7 @@ def _first_word(item: Item, prediction: str) -> str:
 
 
 def _first_word_right(item: Item, prediction: str) -> float:
-    wanted = item.answer if item.benchmark in ASKED_FOR_WORDS else right_letter(item)
+    wanted = item.answer if item.benchmark in ASKED_FOR_WORDS else item.letter
     return float(_first_word(item, prediction) == wanted.lower())
 
 
@@ -136,7 +131,7 @@ def _first_word_parsed(item: Item, prediction: str) -> bool:
 def _names(letter: Callable[[Item, str], str]) -> Rule:
     """The rule of a parser that gives the letter of an option or ""."""
     return Rule(
-        lambda item, prediction: float(letter(item, prediction) == right_letter(item)),
+        lambda item, prediction: float(letter(item, prediction) == item.letter),
         lambda item, prediction: letter(item, prediction) != "",
     )
 

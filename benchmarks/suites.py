@@ -25,7 +25,7 @@ class Item:
     index: unique within its benchmark; unit: what is resampled together (the item, the MMVP pair, the NaturalBench
     group, the rotations of an MMBench question, the document or photo of several items); task: the column of a finer
     table; answer: the text of the right option; options: all of them, in order, none of an open question, whose accepted
-    answers are `answers`. rule: how an answer counts, of `benchmarks.scorers.RULES`. NaturalBench items carry (question,
+    answers are `answers`; where options read the same, `answers` holds the right one's letter. rule: how an answer counts, of `benchmarks.scorers.RULES`. NaturalBench items carry (question,
     image) numbers in `slot`.
     """
 
@@ -40,6 +40,11 @@ class Item:
     slot: tuple[int, int] = (0, 0)
     answers: tuple[str, ...] = ()
     rule: str = "option"
+
+    @property
+    def letter(self) -> str:
+        """The right option's letter; of options that read the same the one that `answers` names."""
+        return self.answers[0] if self.answers else LETTERS[self.options.index(self.answer)]
 
     def to_json(self) -> dict:
         return asdict(self)

@@ -411,7 +411,7 @@ def test_real_mmbench_samples_through_the_kit(tmp_path, kit, shared):
 def test_real_mmvp_and_cvbench_without_their_pictures(tmp_path, shared):
     data = shared / "data"
     loaded = load("MMVP", data, tmp_path, pictures=False)
-    assert (len(loaded.items), loaded.official) == (300, False)
+    assert (len(loaded.items), loaded.official) == (300, None)
     with pytest.raises(InputError, match=r"MMVP Images/1\.jpg does not exist"):
         load("MMVP", data, tmp_path)
     with open(data / "cvbench_gpt41" / "gpt-4.1_CV-Bench-2D.tsv", newline="", encoding="utf-8") as file:

@@ -109,6 +109,16 @@ def test_perfect_answers_earn_everything_and_empty_ones_nothing(kit, sets, tmp_p
         assert found.value == 0, part.name
 
 
+def test_a_rotation_missed_costs_the_question_and_one_answer(kit, sets, tmp_path):
+    (part,) = parts_of(("MMBench",), kit, sets, tmp_path)
+    answers = {(i.benchmark, i.index): right(part, i) for i in part.items}
+    answers["MMBench", part.items[-1].index] = ""
+    (found,) = part.scores(answers)
+    questions, rows = len({i.unit for i in part.items}), len(part.items)
+    assert found.value == pytest.approx(100 * (questions - 1) / questions)
+    assert found.detail["single accuracy"] == pytest.approx(100 * (rows - 1) / rows)
+
+
 def right(part: Part, item) -> str:
     from benchmarks.suites import LETTERS
 
@@ -178,6 +188,9 @@ def test_a_missing_set_says_where_it_is_had(kit, checkpoint, tmp_path, capsys):
         (["--server", "http://localhost:1/v1"], "go together"),
         (["--server", "u", "--server-model", "n", "--model", "m"], "not both"),
         (["--methods", "dbo"], "unknown method 'dbo'"),
+        (["--temperature", "0.5"], "--temperature is about given models"),
+        (["--model", "m", "--prompt-line", "letter"], "--prompt-line is about the official sets"),
+        (["--made-up"], "--made-up is about the official sets"),
         (["--model", "m", "--temperature", "-1"], "--temperature should be 0 or more"),
         (["--server", "u", "--server-model", "n", "--shards", "2"], "a server is asked by --concurrency"),
     ],

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benchmarks.scorers import RULES, anls, is_parsed, right_letter, value
+from benchmarks.scorers import RULES, anls, is_parsed, value
 from benchmarks.suites import Item
 
 CHOICE = Item("MMStar", "1", "", "What is it?", "a dog", ("a cat", "a dog", "none"), "1", "")
@@ -118,7 +118,7 @@ def test_cambrian_equals_its_restatement(answer):
 
 def test_of_options_that_read_the_same_the_letter_counts():
     twice = replace(CHOICE, options=("a dog", "a dog", "a cat"), answers=("B",))
-    assert right_letter(twice) == "B"
+    assert twice.letter == "B"
     for rule in ("letter", "letter-anywhere", "first-word", "first-character"):
         assert scores(rule, twice, "B") == (1, True) and scores(rule, twice, "A") == (0, True)
     assert scores("letter", twice, "a dog") == (0, False), "the text names two options"
