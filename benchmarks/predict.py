@@ -26,11 +26,12 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 from tqdm import tqdm
 
 from benchmarks import server
+from benchmarks.generation import BATCH_SIZE, answers, load
 from benchmarks.predictions import (
     Predictions,
     lock,
@@ -40,51 +41,11 @@ from benchmarks.predictions import (
     read_predictions,
     read_truncated,
 )
+from benchmarks.questions import GREEDILY, MAX_NEW_TOKENS, MODES, How, Question, questions
 from benchmarks.server import CONCURRENCY
 from benchmarks.suites import Item, limited
-from dpa.errors import InputError, command, first_line
-from dpa.images import image_size, open_image
-from dpa.lineage import file_hash, folder_hash, local_model, write_json
-
-Mode = Literal["seen", "blind", "blank", "shuffled"]
-MODES: tuple[Mode, ...] = get_args(Mode)
-GREY = (128, 128, 128)
-SHUFFLE_SEED = 0  # part of what `shuffled` means: every checkpoint is shown the same wrong pictures
-BATCH_SIZE = 64
-MAX_NEW_TOKENS = 16
-# whatever the checkpoint's own settings say; use_cache is off in those of an LLM that a Trainer saved and of all made of
-# it, and then each new token reads the prompt and the picture anew
-PLAIN = {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True}
-GREEDY = PLAIN | {"do_sample": False}
-
-
-@dataclass(frozen=True)
-class How:
-    """How items are asked; all of it stands in the settings of the predictions file.
-
-    mode: what is shown: the item's picture (seen), none (blind), a grey one of its size (blank), another item's of the
-    same benchmark (shuffled). prompt_line: a name for how the prompts end; the items carry the line itself. temperature:
-    0 is greedy, more is sampling by `seed`, whose answers also depend on the batch. attention: of `dpa.model.ATTENTION`;
-    None leaves it to transformers. chat_template: of `dpa.processing.CHAT_TEMPLATES`, for a checkpoint that has none.
-    server: address of an OpenAI-compatible server that is asked in place of a checkpoint here.
-    """
-
-    mode: Mode = "seen"
-    prompt_line: str = "stock"
-    max_new_tokens: int = MAX_NEW_TOKENS
-    temperature: float = 0.0
-    seed: int = 0
-    attention: str | None = None
-    chat_template: str | None = None
-    server: str | None = None
-
-
-@dataclass(frozen=True)
-class Question:
-    """What an answer can differ in. picture: a name under the images' folder, or (width, height) of a grey one."""
-
-    prompt: str
-    picture: str | tuple[int, int] | None
+from dpa.errors import InputError, command
+from dpa.lineage import folder_hash, local_model, write_json
 
 
 def read_items(path: Path) -> list[Item]:
@@ -106,7 +67,7 @@ def write_items(path: Path, items: Sequence[Item]) -> None:
     os.replace(temporary, path)
 
 
-def settings(model: str, items: Sequence[Item], images: Path, how: How = How()) -> dict:
+def settings(model: str, items: Sequence[Item], images: Path, how: How = GREEDILY) -> dict:
     """What decides the predictions: hash of the checkpoint (of a server's, its name), of the questions, and `how`.
 
     A picture counts by its name and size in bytes, so that large sets need not be read twice. The order of items does
@@ -132,68 +93,12 @@ def settings(model: str, items: Sequence[Item], images: Path, how: How = How()) 
     return found
 
 
-def questions(items: Sequence[Item], images: Path, mode: Mode = "seen") -> dict[Question, list[Item]]:
-    """{question: the items that ask it}, in the order of the items.
-
-    mode "shuffled" gives each picture of a benchmark another one in its place, a fixed derangement of the benchmark's
-    different pictures, so hand over all its items. InputError when there is but one.
-    """
-    others = _deranged(items, images) if mode == "shuffled" else {}
-    asked: dict[Question, list[Item]] = {}
-    for item in items:
-        picture: str | tuple[int, int] | None = item.image
-        if mode == "blind":
-            picture = None
-        elif mode == "blank":
-            picture = image_size(images, item.image, _where(item))
-        elif mode == "shuffled":
-            picture = others[item.benchmark, item.image]
-        asked.setdefault(Question(item.prompt, picture), []).append(item)
-    return asked
-
-
-def _deranged(items: Sequence[Item], images: Path) -> dict[tuple[str, str], str]:
-    """{(benchmark, picture): another picture of the benchmark}, the same whatever the order of the items.
-
-    Pictures are told apart by content, as a benchmark may hold one under several names (the rotations of a question).
-    """
-    names: dict[str, set[str]] = {}
-    for item in items:
-        image_size(images, item.image, _where(item))  # names the item of a picture that is missing or no picture
-        names.setdefault(item.benchmark, set()).add(item.image)
-    found = {}
-    for benchmark, own in names.items():
-        sizes = Counter((images / name).stat().st_size for name in own)
-        by_content: dict[str, list[str]] = {}
-        for name in sorted(own):
-            alone = sizes[(images / name).stat().st_size] == 1  # then no other can be equal, and it need not be read
-            by_content.setdefault(name if alone else file_hash(images / name), []).append(name)
-        if len(by_content) == 1:
-            raise InputError(
-                f"{benchmark}: has one picture only, so there is none to show in its place; leave --shuffled out"
-            )
-        groups = list(by_content.values())
-        groups.sort(key=lambda group: hashlib.sha256(f"{SHUFFLE_SEED} {group[0]}".encode()).digest())
-        for group, following in zip(groups, groups[1:] + groups[:1], strict=True):  # one cycle through all
-            found.update({(benchmark, name): following[0] for name in group})
-    return found
-
-
-def shown_picture(question: Question, images: Path, where: str):
-    """The PIL picture of a question that has one, RGB. InputError for one that is missing or broken."""
-    from PIL import Image
-
-    if isinstance(question.picture, tuple):
-        return Image.new("RGB", question.picture, GREY)
-    return open_image(images, str(question.picture), where)
-
-
 def predict(
     model: str,
     items: Sequence[Item],
     images: Path,
     out: Path,
-    how: How = How(),
+    how: How = GREEDILY,
     *,
     batch_size: int = BATCH_SIZE,
     concurrency: int = CONCURRENCY,
@@ -352,145 +257,6 @@ def _loaded(work: _Work, number: int, *, one_thread: bool) -> tuple[Any, Any]:
         _kept.clear()  # first: there may be no room for two
         _kept[key] = load(work.model, work.how, number, one_thread=one_thread)
     return _kept[key]
-
-
-def load(model: str, how: How = How(), number: int = 0, *, one_thread: bool = False):
-    """(model, processor) of a checkpoint, on the `number`-th GPU (counted round) where there is one."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-
-    from dpa.processing import CHAT_TEMPLATES, PARTS_TO_TEXT
-
-    if one_thread:
-        torch.set_num_threads(1)
-    gpus = torch.cuda.device_count()
-    device = f"cuda:{number % gpus}" if gpus else "cpu"
-    folder = local_model(model)
-    if how.chat_template not in (None, *CHAT_TEMPLATES):
-        raise InputError(f"unknown chat template {how.chat_template!r}; there is {', '.join(CHAT_TEMPLATES)}")
-    try:
-        # pixels from PIL, as in training; torchvision's differ by up to 2 of 255
-        processor = AutoProcessor.from_pretrained(folder, backend="pil")
-        net = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", attn_implementation=how.attention)
-    except (OSError, ValueError, ImportError, AttributeError, KeyError) as error:
-        fix = "; its processor also handles video, install torchvision" if _lacks_torchvision(folder) else ""
-        raise InputError(
-            f"{model}: not a checkpoint that transformers loads as an image-text model ({first_line(error)}){fix}"
-        ) from None
-    if how.chat_template is not None:
-        mark = processor.image_token
-        processor.chat_template = PARTS_TO_TEXT.replace("IMAGE", mark) + CHAT_TEMPLATES[how.chat_template]
-    if not processor.chat_template and not processor.tokenizer.chat_template:
-        raise InputError(
-            f"{model}: has no chat template; name the one it was tuned with, --chat-template {' | '.join(CHAT_TEMPLATES)}"
-        )
-    if processor.tokenizer.pad_token_id is None:
-        processor.tokenizer.pad_token = processor.tokenizer.eos_token
-    return net.to(device).eval(), processor
-
-
-def _lacks_torchvision(folder: Path) -> bool:
-    """Whether the checkpoint's processor has a part for video, which transformers has for torchvision alone."""
-    from transformers.utils import is_torchvision_available
-
-    return (folder / "video_preprocessor_config.json").is_file() and not is_torchvision_available()
-
-
-def answers(
-    net,
-    processor,
-    asked: Mapping[Question, Sequence[Item]],
-    images: Path,
-    *,
-    batch_size: int = BATCH_SIZE,
-    max_new_tokens: int = MAX_NEW_TOKENS,
-    temperature: float = 0.0,
-    seed: int = 0,
-) -> Iterator[list[tuple[Item, str, bool]]]:
-    """(item, the model's answer, whether it was cut at `max_new_tokens`), batch by batch as they come, the longest prompts first.
-
-    A batch asks `batch_size` different questions, padded at the left, and ends when the last of them is answered; one that
-    the GPU's memory cannot hold is halved, and with it all that follow. InputError for a picture that is missing or has no
-    readable header before anything is asked; for one that is broken further on when its batch's turn comes.
-    """
-    import torch
-
-    if not asked:
-        return
-    pairs = list(asked.items())
-    lengths = _num_tokens(processor, asked, images)
-    order = sorted(range(len(pairs)), key=lambda index: -lengths[index])
-    processor.tokenizer.padding_side = "left"
-    ends = net.generation_config.eos_token_id
-    start = 0
-    while start < len(order):
-        batch = [pairs[index] for index in order[start : start + batch_size]]
-        texts, special = _prompts(processor, [question for question, _ in batch])
-        pictures = [shown_picture(q, images, _where(same[0])) for q, same in batch if q.picture is not None] or None
-        inputs = processor(text=texts, images=pictures, padding=True, return_tensors="pt", add_special_tokens=special)
-        decoding = GREEDY
-        if temperature:
-            decoding = PLAIN | {"do_sample": True, "temperature": temperature, "top_p": 1.0, "top_k": 0}
-            first = batch[0][1][0]  # a continued run should not draw the numbers again that the killed one drew
-            torch.manual_seed(int(hashlib.sha256(f"{seed} {_where(first)}".encode()).hexdigest()[:15], 16))
-        try:
-            with torch.inference_mode():
-                ids = net.generate(**inputs.to(net.device, dtype=net.dtype), **decoding, max_new_tokens=max_new_tokens)
-        except torch.OutOfMemoryError:
-            ids = None
-        if ids is None:  # out here, where the error no longer holds the batch's tensors
-            if len(batch) == 1:
-                where = _where(batch[0][1][0])
-                raise InputError(f"{where}: the GPU's memory is too small for this question alone; use a larger one")
-            batch_size = len(batch) // 2
-            torch.cuda.empty_cache()
-            continue
-        new = ids[:, inputs["input_ids"].shape[1] :]
-        ended = torch.isin(new.cpu(), torch.tensor([] if ends is None else ends, dtype=torch.long)).any(-1)
-        said = processor.batch_decode(new, skip_special_tokens=True)
-        yield [
-            (item, answer, not done)
-            for (_, same), answer, done in zip(batch, said, ended.tolist(), strict=True)
-            for item in same
-        ]
-        start += len(batch)
-
-
-def _num_tokens(processor, asked: Mapping[Question, Sequence[Item]], images: Path) -> list[int]:
-    """Tokens of each prompt with its picture's, which differ in number where pictures are tiled (AnyRes)."""
-    from dpa.processing import num_image_tokens
-
-    texts, special = _prompts(processor, list(asked))
-    lengths = [len(ids) for ids in processor.tokenizer(texts, add_special_tokens=special).input_ids]
-    for index, (question, same) in enumerate(asked.items()):
-        if question.picture is None:
-            continue
-        picture = question.picture
-        width, height = picture if isinstance(picture, tuple) else image_size(images, picture, _where(same[0]))
-        if hasattr(processor, "_get_num_multimodal_tokens"):  # else a processor of another family
-            lengths[index] += num_image_tokens(processor, height, width) - 1  # in place of the mark
-    return lengths
-
-
-def _where(item: Item) -> str:
-    return f"{item.benchmark} item {item.index}"
-
-
-def _prompts(processor, asked: Sequence[Question]) -> tuple[list[str], bool]:
-    """(the questions' chat prompts, whether the tokenizer should add its special tokens).
-
-    It should where the template does not write the start token itself, as those of the first LLaVA checkpoints do not.
-    """
-    texts = [prompt_text(processor, question.prompt, question.picture is not None) for question in asked]
-    start = processor.tokenizer.bos_token
-    return texts, not (start and texts[0].startswith(start))
-
-
-def prompt_text(processor, prompt: str, picture: bool) -> str:
-    """The chat prompt as training wrote it: the picture first, then the question (`dpa.processing.PARTS_TO_TEXT`)."""
-    content = [{"type": "image"}, {"type": "text", "text": prompt}] if picture else [{"type": "text", "text": prompt}]
-    chat = [{"role": "user", "content": content}]
-    return processor.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
 
 
 def outlook(model: str, items: Sequence[Item], images: Path, out: Path, how: How, limit: int | None) -> str:

@@ -24,8 +24,9 @@ from typing import Any
 from benchmarks import suites
 from benchmarks.asked import Part, described, in_order, lab_parts, linked_part, official_parts
 from benchmarks.formats import markdown_table, text_table
-from benchmarks.predict import How, Mode, write_items
+from benchmarks.predict import write_items
 from benchmarks.predictions import asked_by, read_truncated, settings_of
+from benchmarks.questions import How, Mode
 from benchmarks.records import append_records, trained_as
 from benchmarks.subjects import Subject, ask, complete_lab, lab_subjects
 from benchmarks.suite_table import (

@@ -23,7 +23,7 @@ from dpa.errors import InputError, first_line
 if TYPE_CHECKING:
     from openai import OpenAI
 
-    from benchmarks.predict import How, Question
+    from benchmarks.questions import How, Question
 
 CONCURRENCY = 16
 RETRIES = 5  # with pauses of half a second, one, two, ... eight
@@ -171,7 +171,7 @@ def data_url(question: Question, images: Path, where: str) -> str:
     """
     from PIL import Image
 
-    from benchmarks.predict import shown_picture
+    from benchmarks.questions import shown_picture
 
     picture = shown_picture(question, images, where)
     if isinstance(question.picture, str):

@@ -15,8 +15,9 @@ from pathlib import Path
 from tqdm import tqdm
 
 from benchmarks.asked import Part
-from benchmarks.predict import How, Mode, predict, settings, shard_pool
+from benchmarks.predict import predict, settings, shard_pool
 from benchmarks.predictions import read_all_parts
+from benchmarks.questions import How, Mode
 from benchmarks.suites import limited
 from dpa.errors import InputError
 from dpa.lineage import LINEAGE, is_complete

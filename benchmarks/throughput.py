@@ -87,8 +87,9 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
     import torch
 
     from analysis.scoring import text_scores
+    from benchmarks.generation import answers
     from benchmarks.lab import lab_items
-    from benchmarks.predict import answers, questions
+    from benchmarks.questions import questions
 
     llm, llava, processor = build(options)
     texts = captions(options.texts, options.text_tokens)

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from benchmarks import predict, suites
+from benchmarks import predictions, suites
 from benchmarks.formats import markdown_table, text_table
 from benchmarks.lab import lab_items
 from benchmarks.linked import linked_items
@@ -216,16 +216,16 @@ def test_predictions_file_survives_a_kill_and_refuses_strangers(tmp_path):
         + "\n"
     )
     path.write_bytes(whole.encode() + '{"benchmark": "MMVP", "index": "2", "answer": "é'.encode()[:-1])
-    assert predict.read_predictions(path, made) == {("MMVP", "1"): "007"}
+    assert predictions.read_predictions(path, made) == {("MMVP", "1"): "007"}
     cut_torn_line(path)
     assert path.read_text() == whole
     with pytest.raises(InputError, match="another checkpoint"):
-        predict.read_predictions(path, made | {"checkpoint": "xyz"})
+        predictions.read_predictions(path, made | {"checkpoint": "xyz"})
     path.write_text("no json\n")
     with pytest.raises(InputError, match="not a predictions file"):
-        predict.read_predictions(path)
+        predictions.read_predictions(path)
     path.write_text('{"settings"')
-    assert predict.read_predictions(path, made) == {}
+    assert predictions.read_predictions(path, made) == {}
 
 
 def test_answers_keep_their_text(tmp_path):
@@ -240,7 +240,7 @@ def test_answers_keep_their_text(tmp_path):
         ),
         encoding="utf-8",
     )
-    assert list(predict.read_predictions(path).values()) == answers
+    assert list(predictions.read_predictions(path).values()) == answers
 
 
 def test_unknown_suite_is_named():

@@ -18,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from benchmarks import predict, predictions, run
+from benchmarks import generation, predict, predictions, run
 from benchmarks.lab import lab_items
-from benchmarks.predict import How, questions
+from benchmarks.questions import MODES, How, questions
 from benchmarks.suites import BENCHMARKS, Item, limited
 from dpa.corpus import read_records
 from dpa.data import Samples
@@ -55,7 +55,7 @@ def test_the_prompt_is_the_one_of_training(checkpoint, data):
     record = read_records(data / "questions.json", "chat")[0]
     sample = Samples([record], "chat", processor)[0]
     question = record.turns[0][1].removeprefix("<image>\n")
-    text = predict.prompt_text(processor, question, picture=True)
+    text = generation.prompt_text(processor, question, picture=True)
     ids = processor(text=[text], images=[sample_image(data, record)], return_tensors="pt", add_special_tokens=False)[
         "input_ids"
     ][0]
@@ -116,7 +116,7 @@ def test_prompts_are_read_once_whatever_the_checkpoint_says(loaded, asked, monke
     for name, value in (("use_cache", False), ("eos_token_id", None)):  # None: every answer has all its tokens
         monkeypatch.setattr(model.generation_config, name, value)
     calls = decoder_calls(
-        model, lambda: list(predict.answers(model, processor, questions(*asked), asked[1], max_new_tokens=4))
+        model, lambda: list(generation.answers(model, processor, questions(*asked), asked[1], max_new_tokens=4))
     )
     assert [places for _, places in calls[1:]] == [1, 1, 1] and calls[0][1] > 9
 
@@ -127,7 +127,7 @@ def test_a_batch_ends_with_its_last_answer(loaded, asked, monkeypatch):
     assert (
         len(
             decoder_calls(
-                model, lambda: list(predict.answers(model, processor, questions(*asked), asked[1], max_new_tokens=4))
+                model, lambda: list(generation.answers(model, processor, questions(*asked), asked[1], max_new_tokens=4))
             )
         )
         == 1
@@ -144,7 +144,7 @@ def test_the_same_question_is_asked_once(loaded, asked):
         calls = decoder_calls(
             model,
             lambda mode=mode, found=found: found.extend(
-                predict.answers(
+                generation.answers(
                     model, processor, questions(twice, pictures, mode), pictures, batch_size=100, max_new_tokens=1
                 )
             ),
@@ -179,12 +179,12 @@ def test_batches_are_sorted_by_the_tokens_that_the_model_reads(tiny_models, aske
             read.append(int(attention_mask.sum()))
             return input_ids
 
-    for mode in predict.MODES:
+    for mode in MODES:
         read.clear()
         asked_now = questions(items, tmp_path, mode)
-        list(predict.answers(Model(), processor, asked_now, tmp_path, batch_size=1))
+        list(generation.answers(Model(), processor, asked_now, tmp_path, batch_size=1))
         assert read == sorted(read, reverse=True) and len(read) == len({item.prompt for item in items}) == 5
-        assert read == sorted(predict._num_tokens(processor, asked_now, tmp_path), reverse=True)
+        assert read == sorted(generation._num_tokens(processor, asked_now, tmp_path), reverse=True)
 
 
 def test_a_missing_picture_is_named_before_anything_is_asked(loaded, asked, monkeypatch):
@@ -192,7 +192,7 @@ def test_a_missing_picture_is_named_before_anything_is_asked(loaded, asked, monk
     monkeypatch.setattr(model, "generate", lambda **_: pytest.fail("asked first"))
     items = [*asked[0], replace(asked[0][0], prompt="gem", image="no.png", index="lost")]  # its turn comes last
     with pytest.raises(InputError, match=r"CVBench-2D item lost: .*no\.png does not exist"):
-        list(predict.answers(model, processor, questions(items, asked[1]), asked[1], batch_size=1))
+        list(generation.answers(model, processor, questions(items, asked[1]), asked[1], batch_size=1))
 
 
 def test_answers_before_a_broken_picture_are_kept(checkpoint, asked, tmp_path):
@@ -208,7 +208,7 @@ def test_answers_before_a_broken_picture_are_kept(checkpoint, asked, tmp_path):
 
 
 def test_no_items_no_answers(loaded, tmp_path):
-    assert list(predict.answers(*loaded, {}, tmp_path)) == []
+    assert list(generation.answers(*loaded, {}, tmp_path)) == []
 
 
 def test_another_setting_never_continues_a_file(checkpoint, asked, tmp_path):
@@ -338,10 +338,10 @@ def test_what_each_mode_shows(tmp_path, monkeypatch, loaded):
         type(processor), "__call__", lambda self, images, **_: got.append(images) or pytest.skip.Exception("enough")
     )
     shown = {}
-    for mode in predict.MODES:
+    for mode in MODES:
         got.clear()
         with pytest.raises(Exception):  # noqa: B017  the stand-in returns nothing to answer
-            list(predict.answers(model, processor, questions(items, tmp_path, mode), tmp_path))
+            list(generation.answers(model, processor, questions(items, tmp_path, mode), tmp_path))
         shown[mode] = got[0] and [(picture.size, picture.getpixel((0, 0))) for picture in got[0]]
     red, blue, grey = ((40, 20), (255, 0, 0)), ((40, 20), (0, 0, 255)), ((40, 20), (128, 128, 128))
     assert shown == {"seen": [red, blue], "blind": None, "blank": [grey], "shuffled": [blue, red]}
@@ -353,7 +353,7 @@ def test_modes_differ_and_are_recorded(checkpoint, asked, tmp_path):
     items = [i for i in items if i.benchmark != "MMVP" or i.unit != items[-1].unit]
     predict.write_items(tmp_path / "items.jsonl", items)
     about = ["--model", str(checkpoint), "--items", str(tmp_path / "items.jsonl"), "--images", str(folder)]
-    files = {mode: tmp_path / f"{mode}.jsonl" for mode in predict.MODES}
+    files = {mode: tmp_path / f"{mode}.jsonl" for mode in MODES}
     assert predict.main([*about, *(f"--{m}={f}" for m, f in files.items()), "--max-new-tokens", "4"]) == 0
     given = {mode: predictions.read_predictions(file) for mode, file in files.items()}
     assert {len(answers) for answers in given.values()} == {len(items)}
@@ -546,11 +546,11 @@ def test_stock_checkpoints_answer_in_batches_as_one_by_one(kind, mixed, tmp_path
         )
         model, processor = qwen_vl(kind)
     else:
-        model, processor = predict.load(str(stock_llava(tmp_path, kind == "llava_next", VICUNA_STOCK)))
+        model, processor = generation.load(str(stock_llava(tmp_path, kind == "llava_next", VICUNA_STOCK)))
     given: dict = {}
     for mode in ("seen", "blind"):
         for batch_size in (1, 5):
-            batches = predict.answers(
+            batches = generation.answers(
                 model, processor, questions(items, folder, mode), folder, batch_size=batch_size, max_new_tokens=6
             )
             given[mode, batch_size] = {i.index: answer for batch in batches for i, answer, _ in batch}
@@ -562,12 +562,12 @@ def test_stock_checkpoints_answer_in_batches_as_one_by_one(kind, mixed, tmp_path
 def test_the_start_token_comes_once(mixed, tmp_path):
     """From the tokenizer when the template does not write it, from the template when it does."""
     for number, template in enumerate((VICUNA_STOCK, "{{ bos_token }}" + VICUNA_STOCK)):
-        model, processor = predict.load(str(stock_llava(tmp_path / str(number), False, template)))
+        model, processor = generation.load(str(stock_llava(tmp_path / str(number), False, template)))
         read = []
         model.register_forward_pre_hook(
             lambda _, args, kwargs, read=read: read.append(kwargs["input_ids"]), with_kwargs=True
         )
-        list(predict.answers(model, processor, questions(mixed[0][:1], mixed[1]), mixed[1], max_new_tokens=1))
+        list(generation.answers(model, processor, questions(mixed[0][:1], mixed[1]), mixed[1], max_new_tokens=1))
         assert (read[0] == processor.tokenizer.bos_token_id).sum() == 1 and read[0][0, 0] == 1
 
 
@@ -578,8 +578,8 @@ def test_a_checkpoint_without_a_chat_template_is_named_and_can_be_given_one(mixe
         predict.predict(str(folder), *mixed, out, SHORT)
     with pytest.raises(InputError, match="unknown chat template 'v2'; there is vicuna"):
         predict.predict(str(folder), *mixed, out, replace(SHORT, chat_template="v2"))
-    _, processor = predict.load(str(folder), How(chat_template="vicuna"))
-    text = predict.prompt_text(processor, "what is red", picture=True)
+    _, processor = generation.load(str(folder), How(chat_template="vicuna"))
+    text = generation.prompt_text(processor, "what is red", picture=True)
     assert text.startswith("<s>A chat between") and text.endswith("USER: <image>\nwhat is red ASSISTANT:")
     predict.predict(str(folder), *mixed, out, replace(SHORT, chat_template="vicuna"))
     assert len(predictions.read_predictions(out)) == len(mixed[0])
@@ -613,7 +613,7 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, asked, monkeypatch):
     folder = asked[1]
     whole = {
         i.index: a
-        for b in predict.answers(model, processor, questions(*asked), folder, max_new_tokens=3)
+        for b in generation.answers(model, processor, questions(*asked), folder, max_new_tokens=3)
         for i, a, _ in b
     }
     sizes = []
@@ -626,12 +626,12 @@ def test_a_batch_that_does_not_fit_is_halved(loaded, asked, monkeypatch):
         return generate(input_ids=input_ids, **kwargs)
 
     monkeypatch.setattr(model, "generate", small)
-    batches = list(predict.answers(model, processor, questions(*asked), folder, batch_size=16, max_new_tokens=3))
+    batches = list(generation.answers(model, processor, questions(*asked), folder, batch_size=16, max_new_tokens=3))
     assert {i.index: a for b in batches for i, a, _ in b} == whole
     assert sizes[:3] == [16, 8, 4] and max(sizes[2:]) == 4 and sum(sizes[2:]) == len(questions(*asked))
     monkeypatch.setattr(model, "generate", lambda **_: (_ for _ in ()).throw(torch.OutOfMemoryError("no")))
     with pytest.raises(InputError, match="memory is too small for this question alone"):
-        list(predict.answers(model, processor, questions(*asked), folder))
+        list(generation.answers(model, processor, questions(*asked), folder))
 
 
 def test_answers_that_were_cut_are_marked(checkpoint, loaded, asked, tmp_path, monkeypatch, capsys):

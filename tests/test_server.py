@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from benchmarks import predict, predictions, server
-from benchmarks.predict import How
+from benchmarks.questions import MODES, How
 from benchmarks.suites import Item
 from dpa.errors import InputError
 
@@ -194,7 +194,7 @@ def test_pictures_travel_as_they_are_or_as_png(running, tmp_path):
 
 
 def test_what_the_modes_send(running, asked, tmp_path):
-    for mode in predict.MODES:
+    for mode in MODES:
         running.requests.clear()
         items, folder = asked
         ask(running, asked, tmp_path / f"{mode}.jsonl", How(mode))

@@ -32,7 +32,7 @@ def test_captions_have_the_lengths_asked_for(lab_tokenizer):
 
 def test_the_pairs_are_batches_beside_one_at_a_time(monkeypatch):
     """What each way hands to the model: batches of `--batch-size` questions and of one, the same number in all."""
-    from benchmarks import predict
+    from benchmarks import generation
 
     asked = []
 
@@ -40,7 +40,7 @@ def test_the_pairs_are_batches_beside_one_at_a_time(monkeypatch):
         asked.append((len(items), batch_size, max_new_tokens))
         return zip_longest([])
 
-    monkeypatch.setattr(predict, "answers", answers)
+    monkeypatch.setattr(generation, "answers", answers)
     assert throughput.main([*TINY, "--batch-size", "3", "--new-tokens", "2", "--json"]) == 0
     assert asked == [(4, 3, 2), (4, 1, 2)] * 3  # a turn to warm up and two
 
